@@ -1,0 +1,1 @@
+"""BIDS derivatives: ``paths`` names files, ``write`` is the only writer of results."""

@@ -1,0 +1,1 @@
+"""From a BIDS dataset to checked images: ``query`` chooses files, ``load`` reads and checks one."""

@@ -1,0 +1,1 @@
+"""From a mask to numbers: ``lesions`` (instances, shape), ``ratings`` (visual scales)."""

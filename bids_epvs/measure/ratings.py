@@ -1,0 +1,143 @@
+"""Visual rating scales computed from instances, and the summary table by region and hemisphere.
+
+References
+----------
+Potter et al. 2015, doi:10.1159/000375153; Adams et al. 2013, doi:10.1161/STROKEAHA.111.000620.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from bids_epvs.prepare.regions import REGIONS
+
+SUMMARY_COLUMNS = [
+    *("model", "region", "hemisphere", "count", "count_low", "count_high", "volume_mm3", "volume_fraction"),
+    *("rating", "rating_scale", "p_0", "p_1", "p_2", "p_3", "p_4"),
+    *("slice", "slice_count", "adams_count", "region_volume_mm3"),
+]
+_ADAMS_SLICE = {"BasalGanglia": "anterior_commissure", "CentrumSemiovale": "adams_cso"}
+
+
+def potter(count: int, region: str) -> int | None:
+    """Potter grade of the number of EPVS in the fullest slice of a hemisphere (midbrain: anywhere).
+
+    Basal ganglia and centrum semiovale: 0 none, 1: 1-10, 2: 11-20, 3: 21-40, 4: more than 40. Midbrain: 0 or 1.
+    None for regions that the scale does not rate.
+
+    >>> [potter(n, "BasalGanglia") for n in (0, 1, 10, 11, 20, 21, 40, 41)]
+    [0, 1, 1, 2, 2, 3, 3, 4]
+    """
+    if region == "Midbrain":
+        return int(count > 0)
+    if region not in ("BasalGanglia", "CentrumSemiovale"):
+        return None
+    return int(np.searchsorted([0, 10, 20, 40], count, side="left"))
+
+
+def slice_counts(labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Number of the instances `indices` that each axial slice (third axis) shows."""
+    wanted = np.zeros(int(labels.max()) + 1, bool)
+    wanted[indices] = True
+    occupied = np.argwhere(wanted[labels] & (labels > 0))
+    seen = np.unique(np.c_[labels[tuple(occupied.T)], occupied[:, 2]], axis=0)
+    return np.bincount(seen[:, 1], minlength=labels.shape[2])
+
+
+def fullest(counts: np.ndarray) -> int | None:
+    """Slice with the most EPVS (ties: the lowest), None where there is none."""
+    return int(np.argmax(counts)) if counts.size and counts.max() > 0 else None
+
+
+def summarise(
+    lesions: pd.DataFrame,
+    labels: np.ndarray,
+    regions: np.ndarray,
+    *,
+    voxel_mm3: float,
+    slices: Mapping[str, int],
+    names: Iterable[str],
+    model: str = "",
+) -> pd.DataFrame:
+    """A row per region and hemisphere (left, right, both).
+
+    Parameters
+    ----------
+    lesions : DataFrame
+        From `lesions.describe`.
+    labels : ndarray of int32
+        Instances, canonical frame.
+    regions : ndarray of uint8
+        Indices of `REGIONS`.
+    slices : mapping
+        From `regions.rating_slices`.
+    names : iterable of str
+        Regions to report; one that the scan does not show has missing values.
+
+    Returns
+    -------
+    DataFrame
+        Columns `SUMMARY_COLUMNS`. `rating` of ``both`` is the higher hemisphere's. `slice` is the canonical index.
+    """
+    rows = []
+    for name in names:
+        sides = {}
+        for index, region in REGIONS.items():
+            if region.name == name:
+                size = float((regions == index).sum() * voxel_mm3)
+                sides[region.side.lower()] = _side(lesions, labels, name, region.side.lower(), size, slices)
+        for side, row in {**sides, "both": _both(sides)}.items():
+            rows.append({"model": model, "region": name, "hemisphere": side, **row})
+    return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
+
+
+def _side(
+    lesions: pd.DataFrame, labels: np.ndarray, name: str, side: str, size: float, slices: Mapping[str, int]
+) -> dict:
+    """Numbers of one region of one hemisphere."""
+    if size == 0:
+        return {"region_volume_mm3": 0.0}
+    chosen = lesions[(lesions["region"] == name) & (lesions["hemisphere"] == side)]
+    counts = slice_counts(labels, chosen["index"].to_numpy(int))
+    best = fullest(counts)
+    top = int(counts[best]) if best is not None else 0
+    rating = potter(len(chosen) if name == "Midbrain" else top, name)
+    wanted = _ADAMS_SLICE.get(name)
+    adams = None if wanted else len(chosen) if name in ("Hippocampus", "Midbrain") else None
+    if wanted in slices:
+        adams = int(counts[slices[wanted]])
+    volume = float(chosen["volume_mm3"].sum())
+    return {
+        "count": len(chosen),
+        "volume_mm3": round(volume, 3),
+        "volume_fraction": round(volume / size, 6),
+        "rating": rating,
+        "rating_scale": None if rating is None else "Potter",
+        "slice": best,
+        "slice_count": top,
+        "adams_count": adams,
+        "region_volume_mm3": round(size, 1),
+    }
+
+
+def _both(sides: Mapping[str, dict]) -> dict:
+    """Both hemispheres together: sums, and the hemisphere with the higher rating decides (ties: left)."""
+    present = [s for s in sides.values() if s["region_volume_mm3"] > 0]
+    if not present:
+        return {"region_volume_mm3": 0.0}
+    decisive = max(present, key=lambda s: s["slice_count"])
+    size = sum(s["region_volume_mm3"] for s in present)
+    volume = sum(s["volume_mm3"] for s in present)
+    adams = [s["adams_count"] for s in present if s["adams_count"] is not None]
+    return {
+        **decisive,
+        "count": sum(s["count"] for s in present),
+        "volume_mm3": round(volume, 3),
+        "volume_fraction": round(volume / size, 6),
+        "rating": None if decisive["rating"] is None else max(s["rating"] for s in present),
+        "adams_count": sum(adams) if adams else None,
+        "region_volume_mm3": round(size, 1),
+    }

@@ -1,0 +1,30 @@
+"""The methods: one file each, and one line here. Nothing is imported until a method is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from bids_epvs.errors import UsageError
+
+if TYPE_CHECKING:
+    from bids_epvs.models.spec import ModelSpec
+
+MODELS: dict[str, str] = {
+    "frangi": "bids_epvs.models.frangi:SPEC",
+}
+"""Name on the command line -> where its ModelSpec is."""
+
+
+def load(name: str) -> ModelSpec:
+    """The ModelSpec of a method.
+
+    Raises
+    ------
+    UsageError
+        There is no such method.
+    """
+    if name not in MODELS:
+        raise UsageError(f"no model {name!r}.", where="--models", remedy=f"Choose from: {', '.join(MODELS)}.")
+    module, _, attribute = MODELS[name].partition(":")
+    return getattr(import_module(module), attribute)

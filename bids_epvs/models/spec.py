@@ -1,0 +1,87 @@
+"""What a method declares about itself, so that pipeline, report, documentation and tests can iterate over methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bids_epvs.records import Prediction, Prepared
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Trained parameters of a network and where they come from.
+
+    Attributes
+    ----------
+    file : str
+        Name in ``bids_epvs/data/weights``.
+    sha256 : str
+        Checked before use.
+    licence, trained_on : str
+        Terms, and the data in words.
+    metrics : mapping
+        Held-out figures.
+    """
+
+    file: str
+    sha256: str
+    licence: str
+    trained_on: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One method.
+
+    Attributes
+    ----------
+    name : str
+        Key of MODELS and label in file names (letters and digits only).
+    title : str
+        A line for the report.
+    doi : str
+        Of the paper.
+    citation : str
+        For the methods text of the report.
+    task : {'segmentation', 'count', 'rating', 'severity'}
+    suffixes : tuple of str
+        Sequences used; the first is required.
+    regions : tuple of str
+        Names of `prepare.regions.NAMES` it speaks about.
+    predict : callable
+        ``predict(prepared, parameters) -> Prediction``, in the canonical frame.
+    parameters : mapping
+        Defaults of `predict`; recorded with every result and part of its hash.
+    spacing, shape, normalise : optional
+        What a network expects of its input.
+    build, explain : callable, optional
+        Network, and saliency map.
+    weights : Weights, optional
+        None for methods that need none.
+    calibrated : bool
+        Whether its values are probabilities.
+    deviations : tuple of str
+        Every difference from the paper.
+    """
+
+    name: str
+    title: str
+    doi: str
+    citation: str
+    task: str
+    suffixes: tuple[str, ...]
+    regions: tuple[str, ...]
+    predict: Callable[[Prepared, Mapping[str, Any]], Prediction]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    spacing: tuple[float, float, float] | None = None
+    shape: tuple[int, int, int] | None = None
+    normalise: str = ""
+    build: Callable[..., Any] | None = None
+    explain: Callable[..., Any] | None = None
+    weights: Weights | None = None
+    calibrated: bool = False
+    deviations: tuple[str, ...] = ()

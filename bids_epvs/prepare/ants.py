@@ -1,0 +1,267 @@
+"""The only module that imports antspyx: nibabel images in, nibabel images out.
+
+ITK works in LPS millimetres and keeps geometry as spacing, origin and an orthonormal direction; nibabel works in
+RAS with an affine. The conversion lives here and nowhere else. Importing ANTs takes seconds, so callers import this
+module inside the functions that need it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.nifti1 import Nifti1Image
+
+os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
+
+import ants  # noqa: E402  (the thread count is read when the library loads)
+
+_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_SEED = 20201
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A spatial transform that maps points of the fixed space to points of the moving space.
+
+    Attributes
+    ----------
+    forward : tuple of Path
+        ITK files that bring a moving image onto the fixed grid, in the order ANTs applies them.
+    inverse : tuple of Path
+        ITK files that bring a fixed image onto the moving grid.
+    invert : tuple of bool
+        For each file of `inverse`, whether ANTs must invert it.
+    """
+
+    forward: tuple[Path, ...]
+    inverse: tuple[Path, ...]
+    invert: tuple[bool, ...]
+
+
+def to_ants(image: Nifti1Image, *, dtype: str = "float32") -> ants.ANTsImage:
+    """Convert a 3-D nibabel image, keeping its world geometry."""
+    lps = _RAS_TO_LPS @ image.affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    data = np.ascontiguousarray(np.asanyarray(image.dataobj), dtype=dtype)
+    return ants.from_numpy(
+        data,
+        origin=[float(v) for v in lps[:3, 3]],
+        spacing=[float(v) for v in spacing],
+        direction=_orthonormal(lps[:3, :3] / spacing),
+    )
+
+
+def from_ants(image: ants.ANTsImage) -> Nifti1Image:
+    """Convert back to nibabel (RAS affine, qform and sform code 1)."""
+    lps = np.eye(4)
+    lps[:3, :3] = np.asarray(image.direction) * np.asarray(image.spacing)
+    lps[:3, 3] = image.origin
+    out = nib.Nifti1Image(image.numpy(), _RAS_TO_LPS @ lps)
+    out.header.set_xyzt_units("mm")
+    return out
+
+
+def _orthonormal(matrix: np.ndarray) -> np.ndarray:
+    """The orthonormal matrix nearest to `matrix` (ITK refuses rounding errors of qforms)."""
+    u, _, vt = np.linalg.svd(matrix)
+    return u @ vt
+
+
+def bias_field(image: Nifti1Image, mask: Nifti1Image, *, iterations: Sequence[int] = (50, 50, 30)) -> Nifti1Image:
+    """N4 bias field (multiplicative, mean 1 in the mask) of an image that is already coarse.
+
+    References
+    ----------
+    Tustison et al. 2010, doi:10.1109/TMI.2010.2046908.
+    """
+    field = ants.n4_bias_field_correction(
+        to_ants(image),
+        mask=to_ants(mask),
+        shrink_factor=2,
+        convergence={"iters": list(iterations), "tol": 1e-6},
+        spline_param=120.0,
+        return_bias_field=True,
+    )
+    out = from_ants(field)
+    data = np.asarray(out.dataobj, dtype=np.float32)
+    inside = np.asarray(mask.dataobj) > 0
+    data = np.clip(data / max(float(data[inside].mean()), 1e-6), 0.2, 5.0)
+    return nib.Nifti1Image(data, image.affine)
+
+
+def register(
+    fixed: Nifti1Image,
+    moving: Nifti1Image,
+    *,
+    kind: str,
+    work_dir: Path,
+    fixed_mask: Nifti1Image | None = None,
+    initial: Transform | None = None,
+    metric: str = "mattes",
+    iterations: Sequence[int] = (40, 20, 10),
+) -> Transform:
+    """Estimate the transform that brings `moving` onto `fixed`.
+
+    Parameters
+    ----------
+    fixed, moving : Nifti1Image
+        3-D images, best at about 2 mm.
+    kind : {'rigid', 'affine', 'deformable'}
+        ``deformable`` is SyN without a linear stage, and needs `initial`.
+    work_dir : Path
+        Where the ITK transform files go.
+    fixed_mask : Nifti1Image, optional
+        Where the metric counts.
+    initial : Transform, optional
+        Start; by default the centres of mass are matched.
+    metric : str
+        SyN metric, ``mattes`` or ``CC``.
+    iterations : sequence of int
+        SyN iterations per level, coarse to fine (shrink 4, 2, 1).
+
+    References
+    ----------
+    Avants et al. 2008, doi:10.1016/j.media.2007.06.004.
+    """
+    names = {"rigid": "Rigid", "affine": "Affine", "deformable": "SyNOnly"}
+    ants.config._random_seed = _SEED
+    with _scratch() as prefix:
+        result = ants.registration(
+            to_ants(fixed),
+            to_ants(moving),
+            type_of_transform=names[kind],
+            outprefix=prefix,
+            mask=None if fixed_mask is None else to_ants(fixed_mask),
+            mask_all_stages=fixed_mask is not None and kind == "deformable",
+            initial_transform=None if initial is None else [str(p) for p in initial.forward],
+            aff_iterations=(1000, 500, 250),
+            aff_shrink_factors=(4, 2, 1),
+            aff_smoothing_sigmas=(2, 1, 0),
+            aff_random_sampling_rate=0.3,
+            syn_metric=metric,
+            syn_sampling=2 if metric == "CC" else 32,
+            reg_iterations=tuple(iterations),
+        )
+        return _keep(result, work_dir=Path(work_dir), kind=kind)
+
+
+def _keep(result: dict, *, work_dir: Path, kind: str) -> Transform:
+    """Move the files of a finished registration to the work directory."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    moved: dict[str, Path] = {}
+    for name in dict.fromkeys([*result["fwdtransforms"], *result["invtransforms"]]):
+        target = work_dir / f"{kind}_{len(moved)}{''.join(Path(name).suffixes)[-7:]}"
+        shutil.copyfile(name, target)
+        moved[name] = target
+    forward = tuple(moved[n] for n in result["fwdtransforms"])
+    inverse = tuple(moved[n] for n in result["invtransforms"])
+    return Transform(forward, inverse, tuple(p.suffix == ".mat" for p in inverse))
+
+
+def apply(
+    image: Nifti1Image,
+    grid: Nifti1Image,
+    transform: Transform,
+    *,
+    inverse: bool = False,
+    interpolation: str = "linear",
+) -> Nifti1Image:
+    """Resample `image` onto `grid` through `transform`; outside the field of view the value is 0.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        3-D or 4-D (each volume is resampled).
+    grid : Nifti1Image
+        Defines shape and affine of the result.
+    inverse : bool
+        False: `image` lives in the moving space of `transform`; True: in its fixed space.
+    interpolation : {'linear', 'bSpline', 'nearestNeighbor', 'genericLabel'}
+    """
+    files = [str(p) for p in (transform.inverse if inverse else transform.forward)]
+    invert = list(transform.invert) if inverse else [False] * len(files)
+    fixed = to_ants(nib.Nifti1Image(np.zeros(grid.shape[:3], np.float32), grid.affine))
+    volumes = [image] if image.ndim == 3 else nib.four_to_three(image)
+    out = [
+        ants.apply_transforms(
+            fixed, to_ants(v), files, whichtoinvert=invert, interpolator=interpolation, singleprecision=True
+        ).numpy()
+        for v in volumes
+    ]
+    data = out[0] if image.ndim == 3 else np.stack(out, axis=-1)
+    return nib.Nifti1Image(data.astype(np.float32, copy=False), grid.affine)
+
+
+def linear_matrix(transform: Transform) -> np.ndarray:
+    """4 x 4 RAS matrix (mm to mm) from fixed to moving space of a rigid or affine transform."""
+    matrix = np.eye(4)
+    for path in transform.forward:
+        itk = ants.read_transform(str(path))
+        values, centre = np.asarray(itk.parameters), np.asarray(itk.fixed_parameters)
+        step = np.eye(4)
+        step[:3, :3] = values[:9].reshape(3, 3)
+        step[:3, 3] = values[9:] + centre - step[:3, :3] @ centre
+        matrix = step @ matrix
+    return _RAS_TO_LPS @ matrix @ _RAS_TO_LPS
+
+
+def composite(transform: Transform, fixed: Nifti1Image, moving: Nifti1Image, path: Path) -> Path:
+    """Write one ITK displacement-field transform equal to `transform` (fixed to moving points)."""
+    with _scratch() as prefix:
+        field = ants.apply_transforms(
+            to_ants(fixed), to_ants(moving), [str(p) for p in transform.forward], compose=prefix
+        )
+        warp = ants.transform_from_displacement_field(ants.image_read(field))
+        ants.write_transform(warp, str(path))
+    return path
+
+
+@contextmanager
+def _scratch():
+    """A prefix in a directory of its own, removed afterwards (ANTs leaves files behind)."""
+    folder = Path(tempfile.mkdtemp(prefix="epvs-ants-"))
+    try:
+        yield str(folder / "t_")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def tissues(images: Sequence[Nifti1Image], mask: Nifti1Image, priors: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Atropos posteriors of tissue classes with spatial priors and a Markov random field.
+
+    Parameters
+    ----------
+    images : sequence of Nifti1Image
+        Sequences on one grid.
+    mask : Nifti1Image
+        Where to classify.
+    priors : sequence of ndarray
+        Prior probability of each class on the same grid.
+
+    Returns
+    -------
+    list of ndarray
+        float32 posteriors, one a class, 0 outside the mask.
+
+    References
+    ----------
+    Avants et al. 2011, doi:10.1007/s12021-011-9109-y.
+    """
+    ants.config._random_seed = _SEED
+    result = ants.atropos(
+        a=[to_ants(i) for i in images],
+        x=to_ants(mask),
+        i=[to_ants(nib.Nifti1Image(p.astype(np.float32), mask.affine)) for p in priors],
+        m="[0.1,1x1x1]",
+        c="[5,0.001]",
+        priorweight=0.3,
+    )
+    return [p.numpy().astype(np.float32) for p in result["probabilityimages"]]

@@ -1,0 +1,57 @@
+"""The packaged atlas and what is derived from it: contrast-matched heads to register to, label priors."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+import nibabel as nib
+import numpy as np
+from nibabel.nifti1 import Nifti1Image
+
+from bids_epvs.prepare.labels import ATLAS_LABELS
+
+NAME = "tpl-MNI152NLin2009aSym_res-15_atlas-EPVS_probseg"
+
+CONTRASTS: dict[str, dict[str, float]] = {
+    "T2w": {
+        **{"WM": 0.36, "GM": 0.46, "DGM": 0.37, "Pallidum": 0.28, "CSF": 1.0},
+        **{"Eye": 1.0, "Soft": 0.25, "Mucosa": 0.7, "Skin": 0.55, "Vessel": 0.2, "Bone": 0.05, "Marrow": 0.35},
+    },
+}
+"""Typical intensity of each tissue relative to cerebrospinal fluid, to make a head that looks like the scan."""
+
+
+@cache
+def probabilities() -> Nifti1Image:
+    """Label probabilities in ICBM152 space, float32 (X, Y, Z, labels in the order of ATLAS_LABELS), 1.5 mm."""
+    with files("bids_epvs.data.atlas").joinpath(f"{NAME}.nii.gz") as path:
+        image = nib.load(path)
+        data = np.asarray(image.dataobj)
+    return nib.Nifti1Image(data, image.affine)
+
+
+@cache
+def head(contrast: str, *, brain_only: bool = False) -> Nifti1Image:
+    """A whole head (or brain) in template space with the contrast of a sequence, float32 about 0-1, 1.5 mm."""
+    atlas = probabilities()
+    data = np.asarray(atlas.dataobj)
+    out = np.zeros(data.shape[:3], np.float32)
+    for k, entry in enumerate(ATLAS_LABELS.values()):
+        if entry.brain or not brain_only:
+            out += data[..., k] * np.float32(CONTRASTS[contrast][entry.tissue] / 255)
+    return nib.Nifti1Image(out, atlas.affine)
+
+
+def volumes(*names: str) -> list[int]:
+    """Volume numbers of the labels whose name ends with one of `names`."""
+    return [k for k, e in enumerate(ATLAS_LABELS.values()) if e.name.endswith(names)]
+
+
+@cache
+def brain() -> Nifti1Image:
+    """Probability of being inside the skull (brain and its fluid), template space, float32."""
+    atlas = probabilities()
+    inside = [k for k, e in enumerate(ATLAS_LABELS.values()) if e.brain]
+    total = np.asarray(atlas.dataobj)[..., inside].sum(axis=-1, dtype=np.float32) / 255
+    return nib.Nifti1Image(np.minimum(total, 1), atlas.affine)

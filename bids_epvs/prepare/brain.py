@@ -1,0 +1,204 @@
+"""Brain mask, anatomical labels and cerebrospinal fluid of one scan.
+
+Atlas priors come through the transform; the scan's own intensities then decide between tissues (Atropos), so that
+ventricles and sulci follow the subject and not the average of the atlas. `Anatomy` is the same whatever the source
+of the labels: this module, a segmentation given with ``-d``, or later a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import nibabel as nib
+import numpy as np
+from nibabel.nifti1 import Nifti1Image
+from scipy import ndimage
+
+from bids_epvs.errors import DataError
+from bids_epvs.prepare import atlas, regions
+from bids_epvs.prepare.labels import ATLAS_LABELS
+from bids_epvs.prepare.register import Alignment
+from bids_epvs.prepare.resample import coarse_grid, resample
+
+if TYPE_CHECKING:
+    from bids_epvs.prepare.ants import Transform
+
+WORK_MM = 1.0
+_CLASSES = ("CSF", "GM", "WM", "DGM")
+_CLASS_OF = {"CSF": "CSF", "GM": "GM", "WM": "WM", "DGM": "DGM", "Pallidum": "DGM"}
+_INDICES = np.array(list(ATLAS_LABELS), np.int16)
+_IN_SKULL = np.array([e.brain for e in ATLAS_LABELS.values()])
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Anatomy on the grid of the T2w, canonical frame.
+
+    Attributes
+    ----------
+    labels : ndarray of int16
+        Indices of `ATLAS_LABELS`, 0 outside the brain.
+    brain : ndarray of bool
+        Brain with its fluid, without holes.
+    """
+
+    labels: np.ndarray
+    brain: np.ndarray
+
+
+def work_grid(image: Nifti1Image) -> Nifti1Image:
+    """Axes of the scan, at least 1 mm along each: anatomy needs no more."""
+    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
+    return coarse_grid(image, tuple(np.maximum(spacing, WORK_MM)))
+
+
+def priors(alignment: Alignment, grid: Nifti1Image) -> np.ndarray:
+    """Atlas probabilities on a grid of the scan, float32 (X, Y, Z, labels)."""
+    from bids_epvs.prepare import ants
+
+    source = atlas.probabilities()
+    out = np.zeros((*grid.shape[:3], len(ATLAS_LABELS)), np.float32)
+    for k in range(len(ATLAS_LABELS)):
+        volume = nib.Nifti1Image(np.asarray(source.dataobj[..., k], np.float32) / 255, source.affine)
+        out[..., k] = np.asarray(ants.apply(volume, grid, alignment.transform).dataobj)
+    return out
+
+
+def brain_mask(inside: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """Probability of being in the skull above one half; one piece, without holes in any axial slice."""
+    mask = inside > 0.5
+    labels, n = ndimage.label(mask)
+    if n > 1:
+        mask = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+    mask = ndimage.binary_fill_holes(mask)
+    return np.stack([ndimage.binary_fill_holes(mask[..., k]) for k in range(mask.shape[2])], axis=-1)
+
+
+def tissue_posteriors(images: Sequence[Nifti1Image], mask: np.ndarray, prior: np.ndarray) -> dict[str, np.ndarray]:
+    """Posterior of each tissue class from intensities and priors (Atropos)."""
+    from bids_epvs.prepare import ants
+
+    kinds = [_CLASS_OF.get(e.tissue) if e.brain else None for e in ATLAS_LABELS.values()]
+    class_priors = [prior[..., [k for k, c in enumerate(kinds) if c == name]].sum(-1) for name in _CLASSES]
+    total = np.maximum(np.sum(class_priors, axis=0), 1e-3)
+    normalised = [np.clip(p / total, 0.001, 1) for p in class_priors]
+    as_mask = nib.Nifti1Image(mask.astype(np.float32), images[0].affine)
+    clipped = [_clip(i, mask) for i in images]
+    return dict(zip(_CLASSES, ants.tissues(clipped, as_mask, normalised), strict=True))
+
+
+def _clip(image: Nifti1Image, mask: np.ndarray) -> Nifti1Image:
+    """Percentiles 0.5-99 inside the mask, so that one bright vessel does not own a class."""
+    data = np.asarray(image.dataobj, np.float32)
+    low, high = np.percentile(data[mask], [0.5, 99])
+    return nib.Nifti1Image(np.clip(data, low, high), image.affine)
+
+
+def label_map(prior: np.ndarray, posterior: dict[str, np.ndarray], mask: np.ndarray) -> np.ndarray:
+    """Most probable label: prior of the label, reweighted by posterior over prior of its tissue (int16)."""
+    kinds = [_CLASS_OF.get(e.tissue) if e.brain else None for e in ATLAS_LABELS.values()]
+    best = np.full(mask.shape, -1.0, np.float32)
+    out = np.zeros(mask.shape, np.int16)
+    for name in _CLASSES:
+        members = [k for k, c in enumerate(kinds) if c == name]
+        total = np.maximum(prior[..., members].sum(-1), 1e-3)
+        weight = posterior[name] / total
+        for k in members:
+            score = prior[..., k] * weight
+            better = mask & (score > best)
+            best[better] = score[better]
+            out[better] = _INDICES[k]
+    return out
+
+
+def upsample_labels(labels: np.ndarray, grid: Nifti1Image, target: Nifti1Image) -> np.ndarray:
+    """Labels on a finer grid: each label's indicator is interpolated linearly, the largest wins (ties: lowest index).
+
+    Parameters
+    ----------
+    labels : ndarray of int
+        On `grid`.
+    grid, target : Nifti1Image
+        In the same space.
+    """
+    if grid.shape[:3] == target.shape[:3] and np.allclose(grid.affine, target.affine):
+        return labels.copy()
+    best = np.full(target.shape[:3], 0.0, np.float32)
+    out = np.zeros(target.shape[:3], labels.dtype)
+    for index in np.unique(labels):
+        one = nib.Nifti1Image((labels == index).astype(np.float32), grid.affine)
+        score = np.asarray(resample(one, target, antialias=False).dataobj)
+        better = score > best
+        best[better] = score[better]
+        out[better] = index
+    return out
+
+
+def from_atlas(images: Sequence[Nifti1Image], alignment: Alignment) -> Anatomy:
+    """Labels and brain mask of a scan from the aligned atlas and the intensities of its sequences.
+
+    Parameters
+    ----------
+    images : sequence of Nifti1Image
+        T2w first, then T1w where present; one grid, canonical frame, bias-corrected.
+    alignment : Alignment
+        Of the template with the T2w.
+    """
+    full = images[0]
+    grid = work_grid(full)
+    coarse = [resample(i, grid) for i in images]
+    prior = priors(alignment, grid)
+    spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
+    if alignment.stripped:
+        inside = np.asarray(coarse[0].dataobj)
+        prior_inside = prior[..., _IN_SKULL].sum(-1)
+        foreground = inside > 0.12 * np.percentile(inside[prior_inside > 0.5], 98)
+        mask = brain_mask(ndimage.binary_closing(foreground, iterations=2) & (prior_inside > 0.01), spacing)
+    else:
+        mask = brain_mask(prior[..., _IN_SKULL].sum(-1), spacing)
+    posterior = tissue_posteriors(coarse, mask, prior)
+    labels = label_map(prior, posterior, mask)
+    as_image = nib.Nifti1Image(mask.astype(np.float32), grid.affine)
+    brain = np.asarray(resample(as_image, full, antialias=False).dataobj) > 0.5
+    fine = upsample_labels(labels, grid, full)
+    return Anatomy(np.where(brain, fine, 0).astype(np.int16), brain)
+
+
+def from_segmentation(segmentation: Nifti1Image, t2w: Nifti1Image, transform: Transform | None) -> Anatomy:
+    """Labels and brain mask from a segmentation made elsewhere (FreeSurfer, SynthSeg).
+
+    Parameters
+    ----------
+    segmentation : Nifti1Image
+        FreeSurfer indices, canonical frame of the T2w.
+    t2w : Nifti1Image
+        Defines the grid.
+    transform : Transform, optional
+        From the T2w to the image the segmentation was made on; header geometry alone without it.
+
+    Raises
+    ------
+    DataError
+        It holds no cerebral white matter on the T2w.
+    """
+    labels = regions.simplify(np.asarray(segmentation.dataobj))
+    source = nib.Nifti1Image(labels.astype(np.float32), segmentation.affine)
+    if transform is None:
+        moved = np.asarray(resample(source, t2w, order=0).dataobj)
+    else:
+        from bids_epvs.prepare import ants
+
+        moved = np.asarray(ants.apply(source, t2w, transform, interpolation="genericLabel").dataobj)
+    fine = np.rint(moved).astype(np.int16)
+    if not np.isin(fine, (2, 41)).any():
+        raise DataError(
+            "the segmentation given with -d has no white matter (labels 2, 41) where the T2w lies.",
+            remedy="It must use FreeSurfer indices and the scanner space of the T2w or T1w.",
+        )
+    inside = np.isin(fine, _INDICES[_IN_SKULL])
+    spacing = np.linalg.norm(t2w.affine[:3, :3], axis=0)
+    near = ndimage.distance_transform_edt(~inside, sampling=spacing) <= 2.0
+    brain = brain_mask(ndimage.distance_transform_edt(near, sampling=spacing) > 2.0, spacing)
+    return Anatomy(np.where(brain, fine, 0).astype(np.int16), brain)

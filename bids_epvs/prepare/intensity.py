@@ -1,0 +1,76 @@
+"""Intensity levels of tissues and what follows from them: fluid that is no EPVS."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+
+class Levels(NamedTuple):
+    """Robust intensities of a T2w: medians of white matter and fluid, and the noise of white matter."""
+
+    white: float
+    fluid: float
+    noise: float
+
+
+def levels(image: np.ndarray, white: np.ndarray, fluid: np.ndarray) -> Levels:
+    """Median and 1.4826 MAD of white matter, and 75th percentile of fluid (less partial volume than its median).
+
+    Parameters
+    ----------
+    image : ndarray
+        T2w.
+    white, fluid : ndarray of bool
+        Masks; without fluid the maximum of the image stands for it.
+    """
+    tissue, water = image[white], image[fluid]
+    centre = float(np.median(tissue)) if tissue.size else 0.0
+    noise = float(1.4826 * np.median(np.abs(tissue - centre))) if tissue.size else 1.0
+    top = float(np.percentile(water, 75)) if water.size else float(image.max())
+    return Levels(centre, max(top, centre + 1e-6), noise)
+
+
+def large_fluid(image: np.ndarray, labels: np.ndarray, spacing: tuple[float, ...], found: Levels) -> np.ndarray:
+    """Ventricles, cisterns and sulci: fluid too large for, or connected to fluid outside of, white matter.
+
+    Seeds are fluid-bright voxels that carry a label of fluid or survive an opening by 1.6 mm in the axial plane
+    (EPVS are at most 3 mm wide); seeds then grow 2 mm inside bright voxels.
+    """
+    half = found.white + 0.5 * (found.fluid - found.white)
+    bright = (image > half) & (labels > 0)
+    seeds = bright & np.isin(labels, (4, 43, 14, 15, 24))
+    seeds |= _opened_axially(bright, spacing, 1.6)
+    seeds = _drop_small(seeds, 10.0 / float(np.prod(spacing)))
+    steps = max(1, round(2.0 / max(min(spacing[:2]), 0.4)))
+    soft = (image > found.white + 0.35 * (found.fluid - found.white)) & (labels > 0)
+    return ndimage.binary_dilation(seeds, _plus(), iterations=steps, mask=soft) | seeds
+
+
+def _opened_axially(mask: np.ndarray, spacing: tuple[float, ...], radius: float) -> np.ndarray:
+    """Opening of each axial slice by a disk of `radius` mm."""
+    out = np.zeros_like(mask)
+    for k in range(mask.shape[2]):
+        if mask[..., k].any():
+            core = ndimage.distance_transform_edt(mask[..., k], sampling=spacing[:2]) > radius
+            if core.any():
+                out[..., k] = ndimage.distance_transform_edt(~core, sampling=spacing[:2]) <= radius
+    return out & mask
+
+
+def _drop_small(mask: np.ndarray, voxels: float) -> np.ndarray:
+    """Components (26-connected) of at least `voxels` voxels."""
+    found, _ = ndimage.label(mask, np.ones((3, 3, 3)))
+    size = np.bincount(found.ravel())
+    size[0] = 0
+    return size[found] >= voxels
+
+
+def _plus() -> np.ndarray:
+    """In-plane 4-neighbourhood."""
+    out = np.zeros((3, 3, 3), bool)
+    out[1, :, 1] = out[:, 1, 1] = True
+    return out
+

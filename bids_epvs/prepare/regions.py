@@ -1,0 +1,204 @@
+"""Regions in which EPVS are counted, from anatomical labels of any source (atlas, network, FreeSurfer, SynthSeg).
+
+- basal ganglia: caudate, putamen, pallidum, accumbens, the capsules between them, the subinsular white matter;
+- centrum semiovale: cerebral white matter above the lateral ventricles;
+- hippocampus; thalamus; midbrain: the brainstem above the pons;
+- other white matter: the remaining cerebral white matter.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from bids_epvs.prepare.labels import ATLAS_LABELS, MERGED
+
+NAMES = ("BasalGanglia", "CentrumSemiovale", "Hippocampus", "Midbrain", "Thalamus", "OtherWhiteMatter")
+SIDES = ("Left", "Right")
+
+
+class Region(NamedTuple):
+    """One region of one hemisphere."""
+
+    name: str
+    side: str
+    abbreviation: str
+    color: str
+
+    @property
+    def full_name(self) -> str:
+        """``LeftBasalGanglia``."""
+        return self.side + self.name
+
+
+_LOOK = {
+    "BasalGanglia": ("BGA", "#e6550d", "#fd8d3c"),
+    "CentrumSemiovale": ("CSO", "#3182bd", "#6baed6"),
+    "Hippocampus": ("HIP", "#31a354", "#74c476"),
+    "Midbrain": ("MID", "#756bb1", "#9e9ac8"),
+    "Thalamus": ("THA", "#c51b8a", "#f768a1"),
+    "OtherWhiteMatter": ("OWM", "#8c6d31", "#bd9e39"),
+}
+
+REGIONS: dict[int, Region] = {
+    2 * k + s + 1: Region(name, side, side[0] + _LOOK[name][0], _LOOK[name][1 + s])
+    for k, name in enumerate(NAMES)
+    for s, side in enumerate(SIDES)
+}
+"""Index in ``seg-epvs_dseg`` -> region."""
+
+WHITE_MATTER = tuple(i for i, r in REGIONS.items() if r.name in ("CentrumSemiovale", "OtherWhiteMatter"))
+"""Indices of cerebral white matter."""
+
+PONS_TOP = np.array([0.0, -24.0, -19.0])
+"""A point (mm, ICBM152) of the plane between pons and midbrain."""
+PONS_NORMAL = np.array([0.0, 0.34, 0.94])
+"""Its normal, towards the midbrain: the plane runs from the pontomesencephalic sulcus to below the inferior colliculi."""
+ANTERIOR_COMMISSURE = np.array([0.0, 2.0, -4.0])
+"""In ICBM152 millimetres."""
+
+CAPSULE_MM = 5.0
+SUBINSULAR_MM = 5.0
+
+
+def simplify(labels: np.ndarray) -> np.ndarray:
+    """FreeSurfer, SynthSeg or wmparc indices merged into those of the atlas, int16; unknown ones become 0."""
+    labels = np.asarray(np.rint(labels), dtype=np.int64)
+    table = np.zeros(max(5003, int(labels.max()) + 1), np.int16)
+    for start, target in ((1000, 3), (2000, 42), (3000, 2), (4000, 41)):
+        table[start : start + 1000] = target
+    table[5001], table[5002] = 2, 41
+    for index in ATLAS_LABELS:
+        table[index] = index
+    for source, target in MERGED.items():
+        table[source] = target
+    return table[np.maximum(labels, 0)]
+
+
+def heights(shape: tuple[int, int, int], affine: np.ndarray, plane: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Signed distance (mm) of each voxel to a plane given by a point and a normal; `affine` maps voxels there."""
+    point, normal = plane
+    unit = normal / np.linalg.norm(normal)
+    steps = unit @ affine[:3, :3]
+    start = float(unit @ (affine[:3, 3] - point))
+    i, j, k = (np.arange(n, dtype=np.float32) * s for n, s in zip(shape, steps, strict=True))
+    return start + i[:, None, None] + j[None, :, None] + k[None, None, :]
+
+
+def ventricle_top(labels: np.ndarray, spacing: tuple[float, ...], *, min_mm2: float = 20.0) -> int | None:
+    """Highest axial slice (canonical frame) that holds at least `min_mm2` of lateral ventricle; None without one."""
+    area = np.isin(labels, (4, 43)).sum(axis=(0, 1)) * spacing[0] * spacing[1]
+    found = np.flatnonzero(area >= min_mm2)
+    return int(found[-1]) if found.size else None
+
+
+def hemispheres(shape: tuple[int, int, int], to_template: np.ndarray) -> np.ndarray:
+    """1 left and 2 right of the template's midsagittal plane, uint8; `to_template` maps voxels to ICBM152 mm."""
+    x = heights(shape, to_template, (np.zeros(3), np.array([1.0, 0.0, 0.0])))
+    return np.where(x < 0, 1, 2).astype(np.uint8)
+
+
+def from_labels(labels: np.ndarray, spacing: tuple[float, float, float], to_template: np.ndarray) -> np.ndarray:
+    """Regions from atlas labels.
+
+    Parameters
+    ----------
+    labels : ndarray of int
+        (X, Y, Z), canonical frame, indices of `labels.ATLAS_LABELS`.
+    spacing : tuple of float
+        Voxel sizes in mm.
+    to_template : ndarray
+        4 x 4, voxels to ICBM152 millimetres (affine).
+
+    Returns
+    -------
+    ndarray of uint8
+        Indices of `REGIONS`, 0 elsewhere.
+    """
+    side = hemispheres(labels.shape, to_template)
+    white = np.isin(labels, (2, 41))
+    top = ventricle_top(labels, spacing)
+    above = np.zeros(labels.shape, bool)
+    if top is not None:
+        above[:, :, top + 1 :] = True
+    pons = heights(labels.shape, to_template, (PONS_TOP, PONS_NORMAL))
+    masks = {
+        "OtherWhiteMatter": white & ~above,
+        "CentrumSemiovale": white & above,
+        "Hippocampus": np.isin(labels, (17, 53)),
+        "Thalamus": np.isin(labels, (10, 49)),
+        "Midbrain": (labels == 16) & (pons > 0),
+        "BasalGanglia": basal_ganglia(labels, spacing, to_template),
+    }
+    lateral = {2: 1, 41: 2, 17: 1, 53: 2, 10: 1, 49: 2, 11: 1, 50: 2, 12: 1, 51: 2, 13: 1, 52: 2, 26: 1, 58: 2}
+    table = np.zeros(int(labels.max()) + 1, np.uint8)
+    for index, value in lateral.items():
+        if index < table.size:
+            table[index] = value
+    named = table[labels]
+    side = np.where(named > 0, named, side)
+    out = np.zeros(labels.shape, np.uint8)
+    for name, mask in masks.items():
+        out[mask] = (2 * NAMES.index(name) + side)[mask]
+    return out
+
+
+def basal_ganglia(labels: np.ndarray, spacing: tuple[float, float, float], to_template: np.ndarray) -> np.ndarray:
+    """Nuclei, the capsules between them, and the white matter under the insula (mask)."""
+    nuclei = np.isin(labels, (11, 50, 12, 51, 13, 52, 26, 58))
+    if not nuclei.any():
+        return nuclei
+    white = np.isin(labels, (2, 41))
+    box = _padded_box(nuclei, spacing, 12.0)
+    thalamus = np.isin(labels[box], (10, 49))
+    deep = nuclei[box] | thalamus
+    capsule = _closing(deep, spacing, CAPSULE_MM) & white[box]
+    putamen = np.isin(labels[box], (12, 51))
+    if putamen.any():
+        distance, (i, _, _) = ndimage.distance_transform_edt(~putamen, sampling=spacing, return_indices=True)
+        x = np.arange(putamen.shape[0])[:, None, None]
+        outward = np.sign(_voxel_x(to_template, labels.shape)[box])
+        lateral = (x - i) * outward * np.sign(to_template[0, 0]) * spacing[0] > 0.5 * distance
+        capsule |= white[box] & (distance <= SUBINSULAR_MM) & lateral
+    out = nuclei.copy()
+    out[box] |= capsule
+    return out
+
+
+def _voxel_x(to_template: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Template x (mm) of each voxel."""
+    return heights(shape, to_template, (np.zeros(3), np.array([1.0, 0.0, 0.0])))
+
+
+def _closing(mask: np.ndarray, spacing: tuple[float, ...], radius: float) -> np.ndarray:
+    """Morphological closing by a ball in millimetres."""
+    grown = ndimage.distance_transform_edt(~mask, sampling=spacing) <= radius
+    return ndimage.distance_transform_edt(grown, sampling=spacing) > radius
+
+
+def _padded_box(mask: np.ndarray, spacing: tuple[float, ...], margin_mm: float) -> tuple[slice, ...]:
+    """Bounding box with a margin in millimetres, cut to the array."""
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    pad = [int(np.ceil(margin_mm / s)) for s in spacing]
+    return tuple(
+        slice(max(0, b.start - p), min(n, b.stop + p)) for b, p, n in zip(box, pad, mask.shape, strict=True)
+    )
+
+
+def rating_slices(labels: np.ndarray, spacing: tuple[float, ...], to_template: np.ndarray) -> dict[str, int]:
+    """Axial slices (canonical index) that visual scales name; those outside the scan are left out.
+
+    ``anterior_commissure`` (Adams, basal ganglia), ``ventricle_top`` and ``adams_cso``, 1 cm above it.
+    """
+    out: dict[str, int] = {}
+    voxel = np.linalg.inv(to_template) @ np.r_[ANTERIOR_COMMISSURE, 1.0]
+    wanted = {"anterior_commissure": round(float(voxel[2]))}
+    top = ventricle_top(labels, spacing)
+    if top is not None:
+        wanted |= {"ventricle_top": top, "adams_cso": top + round(10.0 / spacing[2])}
+    for name, index in wanted.items():
+        if 0 <= index < labels.shape[2]:
+            out[name] = index
+    return out

@@ -1,0 +1,123 @@
+"""Transforms, all estimated at 2 mm: sequences to the T2w (rigid), the template to the T2w (affine, then SyN)."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nibabel as nib
+import numpy as np
+from nibabel.nifti1 import Nifti1Image
+
+from bids_epvs.prepare import atlas
+from bids_epvs.prepare.bias import COARSE_MM, head_mask
+from bids_epvs.prepare.resample import iso_grid, resample
+
+if TYPE_CHECKING:
+    from bids_epvs.prepare.ants import Transform
+
+logger = logging.getLogger(__name__)
+
+STRIPPED_BELOW_ML = 2100.0
+"""A foreground smaller than this is a brain without its head."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The template on a T2w.
+
+    Attributes
+    ----------
+    transform : Transform
+        From the T2w (fixed, canonical frame) to the template (moving): affine and, unless affine only, SyN.
+    to_template : ndarray
+        4 x 4, canonical millimetres to template millimetres, the affine part alone.
+    stripped : bool
+        Whether the scan holds a brain without a skull.
+    similarity : float
+        Correlation of scan and contrast-matched template after alignment, inside the template's brain.
+    """
+
+    transform: Transform
+    to_template: np.ndarray
+    stripped: bool
+    similarity: float
+
+
+def foreground_ml(coarse: Nifti1Image) -> float:
+    """Volume of the head mask in mL."""
+    mask = np.asarray(head_mask(coarse).dataobj)
+    return float(mask.sum() * abs(np.linalg.det(coarse.affine[:3, :3])) / 1000)
+
+
+def template_to(image: Nifti1Image, *, contrast: str = "T2w", kind: str = "deformable", work_dir: Path) -> Alignment:
+    """Align the contrast-matched template with a bias-corrected scan in the canonical frame.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        The scan (fixed).
+    contrast : str
+        A key of `atlas.CONTRASTS`.
+    kind : {'deformable', 'affine'}
+    work_dir : Path
+        For the transform files.
+    """
+    from bids_epvs.prepare import ants
+
+    fixed = resample(image, iso_grid(image, COARSE_MM))
+    stripped = foreground_ml(fixed) < STRIPPED_BELOW_ML
+    fixed = _clipped(fixed)
+    moving = atlas.head(contrast, brain_only=stripped)
+    transform = ants.register(fixed, moving, kind="affine", work_dir=work_dir / "affine")
+    matrix = ants.linear_matrix(transform)
+    if kind == "deformable":
+        brain = ants.apply(_brain_prior(), fixed, transform)
+        near = nib.Nifti1Image((np.asarray(brain.dataobj) > 0.02).astype(np.float32), fixed.affine)
+        transform = ants.register(
+            fixed,
+            moving,
+            kind="deformable",
+            work_dir=work_dir / "deformable",
+            initial=transform,
+            fixed_mask=near,
+            iterations=(40, 30, 10),
+        )
+    return Alignment(transform, matrix, stripped, _similarity(fixed, moving, transform))
+
+
+def _clipped(image: Nifti1Image) -> Nifti1Image:
+    """Intensities clipped to the 0.1 and 99.5 percentiles and scaled to 0-1."""
+    data = np.asarray(image.dataobj, dtype=np.float32)
+    low, high = np.percentile(data, [0.1, 99.5])
+    return nib.Nifti1Image(np.clip((data - low) / max(high - low, 1e-6), 0, 1), image.affine)
+
+
+def _brain_prior() -> Nifti1Image:
+    """Probability of being inside the skull, template space."""
+    return atlas.brain()
+
+
+def _similarity(fixed: Nifti1Image, moving: Nifti1Image, transform: Transform) -> float:
+    """Pearson correlation in the aligned template's brain."""
+    from bids_epvs.prepare import ants
+
+    inside = np.asarray(ants.apply(_brain_prior(), fixed, transform).dataobj) > 0.5
+    if inside.sum() < 1000:
+        return 0.0
+    warped = np.asarray(ants.apply(moving, fixed, transform).dataobj)
+    return float(np.corrcoef(np.asarray(fixed.dataobj)[inside], warped[inside])[0, 1])
+
+
+def onto(reference: Nifti1Image, image: Nifti1Image, *, work_dir: Path) -> tuple[Nifti1Image, Transform]:
+    """Another sequence of the session, resampled rigidly onto the grid of the reference (cubic B-spline)."""
+    from bids_epvs.prepare import ants
+
+    fixed = _clipped(resample(reference, iso_grid(reference, COARSE_MM)))
+    moving = _clipped(resample(image, iso_grid(image, COARSE_MM)))
+    transform = ants.register(fixed, moving, kind="rigid", work_dir=work_dir)
+    data = np.asarray(image.dataobj)
+    out = np.asarray(ants.apply(image, reference, transform, interpolation="bSpline").dataobj)
+    return nib.Nifti1Image(np.clip(out, 0, float(data.max())), reference.affine), transform

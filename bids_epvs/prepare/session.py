@@ -1,0 +1,134 @@
+"""One session from checked images to `Prepared` and what belongs to it: the numbered steps of preparation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.nifti1 import Nifti1Image
+
+from bids_epvs.prepare import bias, brain, intensity, regions, register
+from bids_epvs.prepare.resample import canonical, canonical_to_world
+
+logger = logging.getLogger(__name__)
+
+LOW_SIMILARITY = 0.4
+STRONG_BIAS = 2.5
+
+
+@dataclass(frozen=True)
+class Result:
+    """What preparation found, all in the canonical frame of the T2w.
+
+    Attributes
+    ----------
+    images : mapping
+        ``T2w`` (bias-corrected), and the other sequences on its grid; float32.
+    anatomy : Anatomy
+        Labels and brain mask.
+    regions, csf : ndarray
+        See `records.Prepared`.
+    to_template : ndarray
+        4 x 4, canonical voxels to ICBM152 mm (affine).
+    alignment : Alignment
+    notes : tuple of str
+        Quality warnings.
+    """
+
+    images: Mapping[str, Nifti1Image]
+    anatomy: brain.Anatomy
+    regions: np.ndarray
+    csf: np.ndarray
+    to_template: np.ndarray
+    alignment: register.Alignment
+    notes: tuple[str, ...]
+
+
+def prepare(
+    images: Mapping[str, Nifti1Image],
+    *,
+    work_dir: Path,
+    registration: str = "deformable",
+    segmentation: Nifti1Image | None = None,
+    segmentation_space: str = "T2w",
+) -> Result:
+    """Bias-correct, align, find brain, regions and fluid.
+
+    Parameters
+    ----------
+    images : mapping
+        ``T2w`` and optionally ``T1w``, ``FLAIR``, ``SWI``, as loaded.
+    work_dir : Path
+        For transform files.
+    registration : {'deformable', 'affine'}
+    segmentation : Nifti1Image, optional
+        Anatomical labels that replace the atlas, in the world space of one of the images.
+    segmentation_space : str
+        The image whose world space that is.
+    """
+    native = images["T2w"]
+    t2w = canonical(native)
+    logger.info("preparation 1: bias field of the T2w at %g mm", bias.COARSE_MM)
+    t2w, variation = bias.correct(t2w)
+    logger.info("preparation 2: template to T2w (%s)", registration)
+    alignment = register.template_to(t2w, kind=registration, work_dir=work_dir / "template")
+    aligned, transforms = {"T2w": t2w}, {}
+    for name in (n for n in images if n != "T2w"):
+        logger.info("preparation 3: %s to T2w (rigid)", name)
+        turned = _in_frame(images[name], native)
+        turned = nib.Nifti1Image(np.asarray(bias.correct(turned)[0].dataobj), turned.affine)
+        aligned[name], transforms[name] = register.onto(t2w, turned, work_dir=work_dir / name)
+    logger.info("preparation 4: brain, tissues and labels")
+    if segmentation is None:
+        anatomy = brain.from_atlas([aligned[n] for n in ("T2w", "T1w") if n in aligned], alignment)
+    else:
+        moved = _in_frame(segmentation, native)
+        anatomy = brain.from_segmentation(moved, t2w, transforms.get(segmentation_space))
+    to_template = alignment.to_template @ t2w.affine
+    logger.info("preparation 5: regions and large fluid")
+    spacing = tuple(float(v) for v in np.diag(t2w.affine)[:3])
+    found = regions.from_labels(anatomy.labels, spacing, to_template)
+    data = np.asarray(t2w.dataobj)
+    white, ventricles = np.isin(anatomy.labels, (2, 41)), np.isin(anatomy.labels, (4, 43))
+    level = intensity.levels(data, white, ventricles)
+    csf = intensity.large_fluid(data, anatomy.labels, spacing, level)
+    notes = quality_notes(alignment, variation, anatomy, found, spacing)
+    return Result(aligned, anatomy, found, csf, to_template, alignment, notes)
+
+
+def _in_frame(image: Nifti1Image, native: Nifti1Image) -> Nifti1Image:
+    """An image of the session, its affine carried into the canonical frame of the T2w."""
+    turned = nib.as_closest_canonical(image)
+    affine = np.linalg.inv(canonical_to_world(native)) @ turned.affine
+    return nib.Nifti1Image(np.ascontiguousarray(turned.dataobj), affine)
+
+
+def quality_notes(
+    alignment: register.Alignment,
+    variation: float,
+    anatomy: brain.Anatomy,
+    found: np.ndarray,
+    spacing: tuple[float, ...],
+) -> tuple[str, ...]:
+    """Warnings for the report, in words with numbers."""
+    notes = []
+    if alignment.stripped:
+        notes.append("the T2w looks skull-stripped already: its own outline is the brain mask")
+    if alignment.similarity < LOW_SIMILARITY:
+        notes.append(f"template alignment is doubtful (correlation {alignment.similarity:.2f}): check the regions")
+    if variation > STRONG_BIAS:
+        notes.append(f"strong intensity inhomogeneity (field ratio {variation:.1f})")
+    volume = float(anatomy.brain.sum() * np.prod(spacing) / 1000)
+    if not 700 <= volume <= 2300:
+        notes.append(f"brain with fluid of {volume:.0f} mL is outside 700-2300 mL: check the brain mask")
+    for index, region in regions.REGIONS.items():
+        if not (found == index).any():
+            notes.append(f"{region.full_name} is not in the scan")
+    for name, axis in (("bottom", 0), ("top", -1)):
+        if anatomy.brain[:, :, axis].sum() * spacing[0] * spacing[1] > 2000:
+            notes.append(f"the scan cuts the brain at the {name}")
+    return tuple(notes)

@@ -1,0 +1,168 @@
+"""Frozen records that the stages exchange; no behaviour beyond small derived values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from nibabel.nifti1 import Nifti1Image
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The images of one subject and session that the filters chose.
+
+    Attributes
+    ----------
+    subject, session : str
+        Labels without ``sub-`` and ``ses-``; `session` is None in datasets without sessions.
+    files : mapping
+        ``T2w`` (always) and, where found, ``T1w``, ``FLAIR``, ``SWI``: the file chosen for each.
+    notes : tuple of str
+        What was found and not used, in words, for log and report.
+    """
+
+    subject: str
+    session: str | None
+    files: Mapping[str, Path]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """``sub-01`` or ``sub-01_ses-1``."""
+        return f"sub-{self.subject}" + (f"_ses-{self.session}" if self.session else "")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An image that passed the checks.
+
+    Attributes
+    ----------
+    image : Nifti1Image
+        3-D float32, finite, affine trusted.
+    notes : tuple of str
+        Repairs that were made, in words.
+    """
+
+    image: Nifti1Image
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One session ready for the models, in the canonical frame of its T2w.
+
+    The canonical frame has the T2w's voxels with axes turned to R, A, S, an affine that is diagonal (spacing) and
+    centred: it does not depend on how the file stores its axes, so neither do the results.
+
+    Attributes
+    ----------
+    images : mapping
+        ``T2w`` (bias-corrected) and the other sequences resampled onto it; canonical frame, float32.
+    brain : ndarray of bool
+        Brain mask.
+    regions : ndarray of uint8
+        Regions with hemispheres, indices of `prepare.regions.REGIONS`.
+    csf : ndarray of bool
+        Ventricles and sulci, never an EPVS.
+    template_z : ndarray of float32
+        Height in the template (mm, ICBM152) of the centre of each axial slice.
+    spacing : tuple of float
+        Voxel sizes (mm) along R, A, S.
+    native : Nifti1Image
+        Grid of the T2w as it was read; results go back there.
+    slices : mapping
+        Index (canonical, along S) of the slices that ratings need: ``anterior_commissure``, ``adams_cso``,
+        ``ventricle_top``; absent where the scan does not cover them.
+    hemisphere : ndarray of uint8
+        1 left, 2 right of the midsagittal plane.
+    notes : tuple of str
+        Quality warnings.
+    """
+
+    images: Mapping[str, np.ndarray]
+    brain: np.ndarray
+    regions: np.ndarray
+    csf: np.ndarray
+    spacing: tuple[float, float, float]
+    native: Nifti1Image
+    slices: Mapping[str, int]
+    hemisphere: np.ndarray
+    notes: tuple[str, ...] = ()
+
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of a voxel in mm3."""
+        return float(self.spacing[0] * self.spacing[1] * self.spacing[2])
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one model says about one session, in the canonical frame.
+
+    Attributes
+    ----------
+    model : str
+        Key of MODELS.
+    probability : ndarray of float32, optional
+        Probability (or normalised response) of EPVS in each voxel, 0-1.
+    mask : ndarray of bool, optional
+        Binary EPVS.
+    parameters : mapping
+        What the prediction depended on, for the sidecar.
+    notes : tuple of str
+        Warnings.
+    """
+
+    model: str
+    probability: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Numbers of one model in one session.
+
+    Attributes
+    ----------
+    lesions : DataFrame
+        A row per EPVS.
+    summary : DataFrame
+        A row per region and hemisphere.
+    instances : ndarray of int32
+        Index of the EPVS in each voxel, 0 background; canonical frame.
+    """
+
+    lesions: pd.DataFrame
+    summary: pd.DataFrame
+    instances: np.ndarray
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one session ended.
+
+    Attributes
+    ----------
+    label : str
+        ``sub-01_ses-1``.
+    error : str
+        Empty, or the one-line message.
+    crash_file : str
+        Name of the crash file, relative to the output.
+    stages : tuple
+        (stage, seconds, peak memory in MiB of the process so far, reused) in order.
+    """
+
+    label: str
+    error: str = ""
+    crash_file: str = ""
+    stages: tuple[tuple[str, float, float, bool], ...] = ()
