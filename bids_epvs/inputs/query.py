@@ -252,3 +252,66 @@ def _raise_nothing(layout: Any, chosen: list[str], filters: Mapping[str, Any], w
     raise NothingToDoError(
         f"no T2w in {len(without)} session(s). Present: {shown}.", remedy="This app needs a T2w in anat/."
     )
+
+
+def find_segmentation(scan: Scan, derivatives: Mapping[str, Path]) -> Path | None:
+    """An anatomical segmentation of this session among the folders given with ``-d``.
+
+    Looks for ``sub-01[_ses-1]*_dseg.nii.gz`` (BIDS derivatives; ``space-T2w`` preferred) and for FreeSurfer's
+    ``sub-01[_ses-1]/mri/{synthseg,aparc+aseg,aseg}.mgz``.
+    """
+    for root in derivatives.values():
+        folder = root / f"sub-{scan.subject}"
+        session = folder / f"ses-{scan.session}" if scan.session else folder
+        found = sorted(session.glob(f"**/{scan.label}*_dseg.nii.gz"), key=lambda p: ("space-T2w" not in p.name, p.name))
+        freesurfer = [
+            root / base / "mri" / f"{kind}.mgz"
+            for base in dict.fromkeys((scan.label, f"sub-{scan.subject}"))
+            for kind in ("synthseg", "aparc+aseg", "aseg")
+        ]
+        found += [p for p in freesurfer if p.is_file()]
+        if found:
+            return found[0]
+    return None
+
+
+def validate(root: Path, chosen: Iterable[str]) -> None:
+    """Run bids-validator on the chosen subjects and the files at the top of the dataset.
+
+    Raises
+    ------
+    InvalidDatasetError
+        It reports errors.
+    """
+    import os
+    import shutil
+    import subprocess
+    import sys
+    import tempfile
+
+    program = shutil.which("bids-validator-deno", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if program is None:
+        logger.warning("bids-validator-deno is not installed: the dataset is not validated")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        view = Path(folder) / "view"
+        view.mkdir()
+        for item in root.iterdir():
+            if item.is_file() or item.name in {f"sub-{s}" for s in chosen}:
+                (view / item.name).symlink_to(item.resolve())
+        environment = {**os.environ, "DENO_DIR": folder, "HOME": folder}
+        command = [program, str(view), "--format", "json", "--ignoreWarnings", "--ignoreNiftiHeaders"]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    try:
+        issues = json.loads(result.stdout)["issues"]["issues"]
+    except (ValueError, KeyError):
+        logger.warning("bids-validator did not answer (%s): the dataset is not validated", result.stderr.strip()[-300:])
+        return
+    errors = [i for i in issues if i.get("severity") == "error"]
+    if errors:
+        shown = "; ".join(f"{i.get('code')} at {i.get('location', '/')}" for i in errors[:5])
+        raise InvalidDatasetError(
+            f"bids-validator reports {len(errors)} error(s): {shown}.",
+            where=root,
+            remedy="Correct them, or pass --skip-bids-validation.",
+        )

@@ -19,6 +19,8 @@ import nibabel as nib
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
 
+from bids_epvs.prepare.resample import canonical_to_world, iso_grid
+
 os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
 
 import ants  # noqa: E402  (the thread count is read when the library loads)
@@ -213,17 +215,6 @@ def linear_matrix(transform: Transform) -> np.ndarray:
     return _RAS_TO_LPS @ matrix @ _RAS_TO_LPS
 
 
-def composite(transform: Transform, fixed: Nifti1Image, moving: Nifti1Image, path: Path) -> Path:
-    """Write one ITK displacement-field transform equal to `transform` (fixed to moving points)."""
-    with _scratch() as prefix:
-        field = ants.apply_transforms(
-            to_ants(fixed), to_ants(moving), [str(p) for p in transform.forward], compose=prefix
-        )
-        warp = ants.transform_from_displacement_field(ants.image_read(field))
-        ants.write_transform(warp, str(path))
-    return path
-
-
 @contextmanager
 def _scratch():
     """A prefix in a directory of its own, removed afterwards (ANTs leaves files behind)."""
@@ -265,3 +256,32 @@ def tissues(images: Sequence[Nifti1Image], mask: Nifti1Image, priors: Sequence[n
         priorweight=0.3,
     )
     return [p.numpy().astype(np.float32) for p in result["probabilityimages"]]
+
+
+def write_world_transform(transform: Transform, native: Nifti1Image, template: Nifti1Image, path: Path) -> None:
+    """Write the inverse of `transform` (canonical frame to template) as one ITK file.
+
+    The file is a displacement field at 2 mm on the axes of the template. With ``antsApplyTransforms -r template -i
+    T2w -t FILE`` it carries images of the scan, in its scanner space, onto the template.
+
+    Parameters
+    ----------
+    native : Nifti1Image
+        Grid of the T2w as stored.
+    template : Nifti1Image
+        The standard space.
+    """
+    lps = _RAS_TO_LPS @ canonical_to_world(native) @ _RAS_TO_LPS
+    with _scratch() as prefix:
+        step = ants.new_ants_transform(dimension=3, transform_type="AffineTransform")
+        step.set_parameters([*lps[:3, :3].ravel(), *lps[:3, 3]])
+        step.set_fixed_parameters([0.0, 0.0, 0.0])
+        ants.write_transform(step, prefix + "frame.mat")
+        field = ants.apply_transforms(
+            to_ants(iso_grid(template, 2.0)),
+            to_ants(nib.Nifti1Image(np.zeros(native.shape[:3], np.float32), native.affine)),
+            [*(str(p) for p in transform.inverse), prefix + "frame.mat"],
+            whichtoinvert=[*transform.invert, False],
+            compose=prefix,
+        )
+        ants.write_transform(ants.transform_from_displacement_field(ants.image_read(field)), str(path))

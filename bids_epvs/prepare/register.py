@@ -121,3 +121,27 @@ def onto(reference: Nifti1Image, image: Nifti1Image, *, work_dir: Path) -> tuple
     data = np.asarray(image.dataobj)
     out = np.asarray(ants.apply(image, reference, transform, interpolation="bSpline").dataobj)
     return nib.Nifti1Image(np.clip(out, 0, float(data.max())), reference.affine), transform
+
+
+def to_space(space: str, file: Path, *, work_dir: Path) -> Transform:
+    """The transform that carries T2w images onto a standard space.
+
+    Parameters
+    ----------
+    space : str
+        ``MNI152NLin2009aSym`` or an installed TemplateFlow identifier; the latter is reached through a registration of
+        the two templates.
+    file : Path
+        ``from-T2w_to-MNI152NLin2009aSym_mode-image_xfm.h5``.
+    """
+    from bids_epvs.prepare import ants
+    from bids_epvs.prepare.template import SPACE, icbm152, space_grid
+
+    if space == SPACE:
+        return ants.Transform((file,), (), ())
+    fixed = space_grid(space)
+    fixed = _clipped(resample(fixed, iso_grid(fixed, COARSE_MM)))
+    moving = icbm152("T1w")
+    affine = ants.register(fixed, moving, kind="affine", work_dir=work_dir / "affine")
+    warp = ants.register(fixed, moving, kind="deformable", work_dir=work_dir / "warp", initial=affine)
+    return ants.Transform((*warp.forward, file), (), ())

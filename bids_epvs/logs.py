@@ -1,0 +1,159 @@
+"""Everything that differs between identical runs: log lines, timings, the manifest and crash files, in ``OUT/logs``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import tomli_w
+
+from bids_epvs import __version__
+from bids_epvs.derivatives import write
+from bids_epvs.records import Outcome
+from bids_epvs.settings import Settings, as_toml
+
+LEVELS = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
+_PACKAGES = ("antspyx", "nibabel", "numpy", "pandas", "pybids", "scikit-image", "scipy", "nilearn", "tensorflow-cpu")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of the program.
+
+    Attributes
+    ----------
+    folder : Path
+        ``OUT/logs/<run id>``.
+    started : float
+        Seconds since the epoch.
+    """
+
+    folder: Path
+    started: float
+
+
+@dataclass
+class Clock:
+    """Times the stages of one session."""
+
+    entries: list[tuple[str, float, float, bool]] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[dict]:
+        """Time a block; the block may set ``reused`` in the dictionary it is given."""
+        note: dict = {"reused": False}
+        start = time.perf_counter()
+        try:
+            yield note
+        finally:
+            self.entries.append((name, round(time.perf_counter() - start, 3), peak_mib(), bool(note["reused"])))
+
+    def rows(self) -> tuple[tuple[str, float, float, bool], ...]:
+        """What was timed so far."""
+        return tuple(self.entries)
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process so far, in MiB."""
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(used / (1024 if sys.platform != "darwin" else 1024**2), 1)
+
+
+def configure(verbose: int) -> None:
+    """Log lines of this process to standard error."""
+    level = LEVELS.get(max(-1, min(2, verbose)), logging.WARNING)
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    for noisy in ("matplotlib", "PIL", "bids", "templateflow"):
+        logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
+
+
+def configure_worker(settings: Settings, run: Run) -> None:
+    """Logging and thread counts of the process that runs a subject; the log file is shared by all subjects."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(settings.omp_nthreads))
+    if not logging.getLogger().handlers:
+        configure(settings.verbose)
+    root = logging.getLogger("bids_epvs")
+    target = str(run.folder / "run.log")
+    if not any(isinstance(h, logging.FileHandler) and h.baseFilename == target for h in root.handlers):
+        for old in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
+            root.removeHandler(old)
+        handler = logging.FileHandler(target, delay=True)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
+        handler.setLevel(logging.INFO)
+        root.addHandler(handler)
+    root.setLevel(min(logging.INFO, LEVELS.get(settings.verbose, logging.WARNING)))
+
+
+def start(settings: Settings) -> Run:
+    """Make the folder of this run and record the resolved settings."""
+    now = datetime.now(UTC)
+    folder = settings.output_dir.resolve() / "logs" / f"{now:%Y%m%d-%H%M%S}-{os.getpid()}"
+    write.text(folder / "settings.toml", tomli_w.dumps(as_toml(settings)))
+    return Run(folder, time.time())
+
+
+def crash(run: Run, label: str, trace: str) -> str:
+    """Save a traceback; returns its name relative to the output."""
+    path = write.text(run.folder / f"crash-{label}.txt", trace)
+    return str(path.relative_to(run.folder.parents[1]))
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that results depend on."""
+    out = {"bids_epvs": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            out[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return out
+
+
+def finish(run: Run, outcomes: list[Outcome], without_t2w: Iterable[str]) -> Path:
+    """Write the manifest of the run."""
+    sessions = [
+        {
+            "label": o.label,
+            "error": o.error or None,
+            "crash_file": o.crash_file or None,
+            "stages": [dict(zip(("name", "seconds", "peak_mib", "reused"), s, strict=True)) for s in o.stages],
+        }
+        for o in outcomes
+    ]
+    content = {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "command": sys.argv,
+        "started": datetime.fromtimestamp(run.started, UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - run.started, 1),
+        "sessions": sessions,
+        "skipped_without_t2w": list(without_t2w),
+    }
+    return write.as_json(run.folder / "manifest.json", content)
+
+
+@contextmanager
+def progress(settings: Settings) -> Iterator[Callable[[Outcome], None]]:
+    """Tell of finished sessions: a rich progress bar on a terminal, log lines otherwise."""
+    if not sys.stderr.isatty() or settings.verbose < 0:
+        logger = logging.getLogger(__name__)
+        yield lambda o: logger.warning("%s %s", o.label, f"failed: {o.error}" if o.error else "done")
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("sessions", total=None)
+        yield lambda o: bar.update(task, advance=1, description=f"{o.label} {'failed' if o.error else 'done'}")

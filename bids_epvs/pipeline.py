@@ -1,0 +1,265 @@
+"""What a run does, as numbered stages: `participant` and `group`.
+
+Participant level, for each subject and session:
+
+1. inputs: choose and check the images (``inputs``);
+2. preparation: bias, registration, brain, regions (``prepare``), written as derivatives;
+3. models: each method predicts EPVS, written as masks and response maps (``models``);
+4. measures: instances, shape, counts, ratings (``measure``), written as tables;
+5. output spaces: masks copied to standard spaces where asked for;
+6. report: one HTML file per subject (``report``).
+
+A stage is skipped when its outputs exist and record the same key: a hash of its inputs, its parameters and the
+version. What a stage hands on is always read back from its derivatives, so a resumed run and an uninterrupted one
+cannot differ.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import groupby
+from multiprocessing import get_context
+from pathlib import Path
+
+from bids_epvs import __version__, logs, stages
+from bids_epvs.derivatives import paths, write
+from bids_epvs.errors import EpvsError, NothingToDoError, TemporaryError, UsageError
+from bids_epvs.inputs import query
+from bids_epvs.models import MODELS, load
+from bids_epvs.prepare.regions import NAMES
+from bids_epvs.prepare.template import space_grid
+from bids_epvs.records import Outcome, Scan
+from bids_epvs.report import subject as subject_report
+from bids_epvs.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[Outcome], None]
+GB_PER_SUBJECT = 4.0
+"""Memory that one subject may need (measured peak in benchmarks/, rounded up)."""
+
+
+def check(settings: Settings) -> None:
+    """Refuse settings that cannot work, before anything is computed.
+
+    Raises
+    ------
+    UsageError
+        Unknown models, regions, weights or spaces; output equal to input; work directory inside the dataset.
+    """
+    for name in settings.models:
+        load(name)
+    for name in settings.regions:
+        if name not in NAMES:
+            raise UsageError(f"no region {name!r}.", where="--regions", remedy=f"Choose from: {', '.join(NAMES)}.")
+    for name in settings.weights:
+        if load(name).weights is None:
+            raise UsageError(f"model {name} uses no weights.", where="--weights")
+    for space in settings.output_spaces:
+        if space != "T2w":
+            space_grid(space)
+    source, out = settings.bids_dir.resolve(), settings.output_dir.resolve()
+    if source == out or source.is_relative_to(out):
+        raise UsageError(
+            "the output directory must not be the dataset or a directory above it.",
+            where=out,
+            remedy=f"Use for example {source / 'derivatives' / 'epvs'}.",
+        )
+    inside_derivatives = out.is_relative_to(source / "derivatives")
+    if out.is_relative_to(source) and not inside_derivatives:
+        raise UsageError(
+            "the output directory lies inside the dataset, outside its derivatives folder.",
+            where=out,
+            remedy=f"Use for example {source / 'derivatives' / 'epvs'}.",
+        )
+    work = settings.work_dir.resolve() if settings.work_dir else None
+    if work and work.is_relative_to(source):
+        raise UsageError("the work directory lies inside the dataset.", where=work, remedy="Choose another with -w.")
+    _check_memory(settings)
+
+
+def _check_memory(settings: Settings) -> None:
+    """Compare the limit with what the processes may need."""
+    need = GB_PER_SUBJECT * settings.nprocs
+    if settings.mem_gb is not None and need > settings.mem_gb:
+        raise UsageError(
+            f"{settings.nprocs} process(es) may need {need:g} GB, more than the limit of {settings.mem_gb:g} GB.",
+            where="--mem-gb",
+            remedy=f"Lower --nprocs to {max(1, int(settings.mem_gb // GB_PER_SUBJECT))}.",
+        )
+
+
+def select(settings: Settings) -> query.Selection:
+    """Stage 1a: which files are used."""
+    return query.find_scans(
+        settings.bids_dir,
+        participant_label=settings.participant_label,
+        exclude_participant_label=settings.exclude_participant_label,
+        session_label=settings.session_label,
+        filter_file=settings.bids_filter_file,
+        database=settings.bids_database_dir,
+    )
+
+
+def participant(settings: Settings, *, on_done: Progress | None = None) -> list[Outcome]:
+    """Run the stages for every chosen subject; failures are recorded, never raised, one session at a time.
+
+    Parameters
+    ----------
+    settings : Settings
+    on_done : callable, optional
+        Called with each Outcome, for progress bars.
+
+    Returns
+    -------
+    list of Outcome
+        In the order of the dataset.
+    """
+    check(settings)
+    selection = select(settings)
+    by_subject = [list(group) for _, group in groupby(selection.scans, key=lambda s: s.subject)]
+    if settings.dry_run:
+        for scan in selection.scans:
+            used = ", ".join(f"{k}: {v.relative_to(settings.bids_dir)}" for k, v in scan.files.items())
+            logger.warning("%s: would use %s", scan.label, used)
+        return []
+    if not settings.skip_bids_validation:
+        query.validate(settings.bids_dir, [scans[0].subject for scans in by_subject])
+    write.dataset(
+        settings.output_dir, source=settings.bids_dir, version=__version__, citations=subject_report.bibliography()
+    )
+    run = logs.start(settings)
+    outcomes = list(_all_subjects(by_subject, settings, run, on_done))
+    logs.finish(run, outcomes, selection.without_t2w)
+    return outcomes
+
+
+def _all_subjects(
+    by_subject: list[list[Scan]], settings: Settings, run: logs.Run, on_done: Progress | None
+) -> Iterable[Outcome]:
+    """Outcomes of all subjects, in processes of their own where more than one may run."""
+    tell = on_done or (lambda outcome: None)
+    results = (
+        (run_subject(scans, settings, run) for scans in by_subject)
+        if settings.nprocs == 1
+        else _in_processes(by_subject, settings, run)
+    )
+    for outcomes in results:
+        for outcome in outcomes:
+            tell(outcome)
+            yield outcome
+        if settings.stop_on_first_crash and any(o.error for o in outcomes):
+            logger.error("stopping at the first failure, as asked")
+            return
+
+
+def _in_processes(by_subject: list[list[Scan]], settings: Settings, run: logs.Run) -> Iterable[list[Outcome]]:
+    """Subjects over processes; a process that dies takes down only its subject."""
+    context = get_context("spawn")
+    with ProcessPoolExecutor(settings.nprocs, mp_context=context) as pool:
+        futures = [pool.submit(run_subject, scans, settings, run) for scans in by_subject]
+        for scans, future in zip(by_subject, futures, strict=True):
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                yield _alone(scans, settings, run)
+
+
+def _alone(scans: list[Scan], settings: Settings, run: logs.Run) -> list[Outcome]:
+    """Once more in a process of its own, after the pool broke (out of memory, for one)."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(run_subject, scans, settings, run).result()
+        except BrokenProcessPool:
+            error = TemporaryError(
+                "the process was killed, most likely for lack of memory.", remedy="Lower --nprocs or give more memory."
+            )
+            return [Outcome(s.label, error=error.message) for s in scans]
+
+
+def run_subject(scans: list[Scan], settings: Settings, run: logs.Run) -> list[Outcome]:
+    """Stages 1-5 for each session of one subject, then its report (stage 6). The only place that catches everything."""
+    logs.configure_worker(settings, run)
+    outcomes = []
+    for scan in scans:
+        clock = logs.Clock()
+        try:
+            if not settings.reports_only:
+                run_session(scan, settings, clock)
+            outcomes.append(Outcome(scan.label, stages=clock.rows()))
+        except Exception as error:
+            message = error.message if isinstance(error, EpvsError) else f"{type(error).__name__}: {error}"
+            crash = logs.crash(run, scan.label, traceback.format_exc())
+            logger.error("%s failed: %s (%s)", scan.label, message, crash)
+            outcomes.append(Outcome(scan.label, error=message, crash_file=crash, stages=clock.rows()))
+            if settings.stop_on_first_crash:
+                break
+    return _report(scans, outcomes, settings, run)
+
+
+def run_session(scan: Scan, settings: Settings, clock: logs.Clock) -> None:
+    """Stages 1-5 of one session."""
+    write.sweep(paths.session_dir(settings.output_dir, scan))
+    with clock.stage("inputs"):
+        keys = stages.input_keys(scan, settings)
+    with clock.stage("preparation") as note:
+        prepared_key = stages.preparation(scan, settings, keys, note)
+    names = settings.models or tuple(MODELS)
+    model_keys = {}
+    for name in names:
+        with clock.stage(f"model {name}") as note:
+            model_keys[name] = stages.model(scan, settings, name, prepared_key, note)
+    with clock.stage("measures") as note:
+        stages.measures(scan, settings, model_keys, prepared_key, note)
+    with clock.stage("output spaces") as note:
+        stages.spaces(scan, settings, model_keys, prepared_key, note)
+    if settings.clean_workdir:
+        stages.clean(scan, settings)
+
+
+def _report(scans: list[Scan], outcomes: list[Outcome], settings: Settings, run: logs.Run) -> list[Outcome]:
+    """Stage 6; a report that cannot be made is a failure of the subject's last session."""
+    try:
+        errors = {o.label: o.error for o in outcomes}
+        subject_report.make(scans, errors, settings)
+    except Exception as error:
+        crash = logs.crash(run, f"sub-{scans[0].subject}_report", traceback.format_exc())
+        logger.error("report of sub-%s failed: %s (%s)", scans[0].subject, error, crash)
+        last = outcomes[-1]
+        message = last.error or f"report: {error}"
+        outcomes[-1] = Outcome(last.label, error=message, crash_file=crash, stages=last.stages)
+    return outcomes
+
+
+def group(settings: Settings) -> Path:
+    """Tables and report over all finished subjects of the output directory.
+
+    Returns
+    -------
+    Path
+        ``group.html``.
+
+    Raises
+    ------
+    NothingToDoError
+        No subject has been processed.
+    """
+    from bids_epvs.group import table
+    from bids_epvs.report import group as group_report
+
+    check(settings)
+    query.check_dataset(settings.bids_dir)
+    collected = table.collect(settings.output_dir, settings.bids_dir)
+    if collected.wide.empty and not collected.failures:
+        raise NothingToDoError(
+            "no finished participant in the output directory.",
+            where=settings.output_dir,
+            remedy="Run the participant level first.",
+        )
+    table.write_tables(collected, settings.output_dir)
+    html = group_report.render(collected, settings.output_dir, version=__version__)
+    return write.text(settings.output_dir / "group.html", html)

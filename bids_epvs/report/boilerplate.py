@@ -1,0 +1,41 @@
+"""Methods text and citations, ready to paste."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from bids_epvs import __version__
+from bids_epvs.models import MODELS, load
+from bids_epvs.settings import Settings
+
+REFERENCES = (
+    "Avants BB, et al. A reproducible evaluation of ANTs similarity metric performance. NeuroImage 2011;54:2033-44.",
+    "Tustison NJ, et al. N4ITK: improved N3 bias correction. IEEE Trans Med Imaging 2010;29:1310-20.",
+    "Fonov V, et al. Unbiased average age-appropriate atlases. NeuroImage 2011;54:313-27.",
+    "Billot B, et al. SynthSeg: segmentation of brain MRI scans of any contrast. Med Image Anal 2023;86:102789.",
+    "Gorgolewski KJ, et al. The brain imaging data structure. Scientific Data 2016;3:160044.",
+    "Potter GM, et al. Cerebral perivascular spaces visible on MRI. Cerebrovasc Dis 2015;39:224-31.",
+    "Adams HHH, et al. Rating method for dilated Virchow-Robin spaces. Stroke 2013;44:1732-5.",
+)
+
+
+def methods(settings: Settings) -> str:
+    """Paragraph on what was done."""
+    names = settings.models or tuple(MODELS)
+    used = " ".join(f"{load(n).title} ({load(n).citation})" for n in names)
+    warp = "affine and SyN (2 mm)" if settings.registration == "deformable" else "affine"
+    return (
+        f"Enlarged perivascular spaces (EPVS) were measured with bids_epvs {__version__}. The T2w image was corrected "
+        f"for intensity inhomogeneity with N4 estimated at 2 mm; further sequences were aligned with it rigidly. A "
+        f"head made from label maps of real people in ICBM152 2009a symmetric space, with T2w-like contrast, was "
+        f"registered to the T2w ({warp}, ANTs), and tissues were classified with Atropos using the atlas as prior. "
+        f"EPVS were segmented in native space with: {used} Connected voxels (26-neighbourhood) of "
+        f"{settings.min_volume_mm3:g}-{settings.max_volume_mm3:g} mm3 were counted as one EPVS and assigned to the "
+        f"region and hemisphere holding most of its voxels. Ratings follow Potter et al. and counts in named slices "
+        f"Adams et al. For research use; the methods have not been validated on labelled scans."
+    )
+
+
+def bibliography() -> str:
+    """BibTeX of what to cite."""
+    return files("bids_epvs.data").joinpath("boilerplate.bib").read_text()

@@ -1,0 +1,351 @@
+"""The stages of one session: each computes what is missing, writes it, and returns the key of what is on disk."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from bids_epvs import __version__
+from bids_epvs.derivatives import paths, write
+from bids_epvs.inputs.load import load_image
+from bids_epvs.inputs.query import find_segmentation
+from bids_epvs.measure import lesions as measure_lesions
+from bids_epvs.measure import ratings
+from bids_epvs.models import load
+from bids_epvs.prepare.regions import NAMES, REGIONS
+from bids_epvs.prepare.resample import canonical, to_canonical, to_native
+from bids_epvs.prepare.template import SPACE
+from bids_epvs.records import Prepared, Scan
+from bids_epvs.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_SUFFIX = {"T2w": "T2w", "T1w": "T1w", "FLAIR": "FLAIR", "SWI": "swi"}
+
+
+def input_keys(scan: Scan, settings: Settings) -> dict[str, str]:
+    """Content hash of each input file (and of a segmentation given with ``-d``)."""
+    keys = {name: write.file_digest(path) for name, path in scan.files.items()}
+    found = find_segmentation(scan, settings.derivatives)
+    if found:
+        keys["segmentation"] = write.file_digest(found)
+    return keys
+
+
+def images(scan: Scan, settings: Settings) -> dict[str, Path]:
+    """Paths of the prepared sequences."""
+    return {
+        name: paths.derivative(
+            settings.output_dir,
+            scan,
+            space=None if name == "T2w" else "T2w",
+            desc="preproc",
+            suffix=_SUFFIX[name],
+        )
+        for name in scan.files
+    }
+
+
+def anatomy(scan: Scan, settings: Settings) -> dict[str, Path]:
+    """Paths of brain mask, large fluid and regions."""
+    out = settings.output_dir
+    return {
+        "brain": paths.derivative(out, scan, desc="brain", suffix="mask"),
+        "csf": paths.derivative(out, scan, label="CSF", desc="large", suffix="mask"),
+        "regions": paths.derivative(out, scan, seg="epvs", suffix="dseg"),
+    }
+
+
+def transform(scan: Scan, settings: Settings, space: str = SPACE) -> Path:
+    """Path of the transform to a standard space."""
+    return paths.derivative(
+        settings.output_dir, scan, from_="T2w", to=space, mode="image", suffix="xfm", extension=".h5"
+    )
+
+
+def work_dir(scan: Scan, settings: Settings) -> Path:
+    """Scratch directory of one session."""
+    base = settings.work_dir or Path(tempfile.gettempdir()) / "bids_epvs_work"
+    return base / write.digest(str(settings.output_dir.resolve()))[:12] / scan.label
+
+
+def clean(scan: Scan, settings: Settings) -> None:
+    """Remove the scratch directory of one session."""
+    shutil.rmtree(work_dir(scan, settings), ignore_errors=True)
+
+
+def preparation(scan: Scan, settings: Settings, keys: Mapping[str, str], note: dict) -> str:
+    """Stage 2: bias, registration, brain, regions."""
+    key = write.digest(
+        {"stage": "prepare", "version": __version__, "inputs": keys, "registration": settings.registration}
+    )
+    files = [*images(scan, settings).values(), *anatomy(scan, settings).values(), transform(scan, settings)]
+    if settings.resume and write.is_current(files, key):
+        note["reused"] = True
+        logger.info("%s: preparation found, not computed again", scan.label)
+        return key
+    from bids_epvs.prepare.session import prepare
+
+    loaded = {name: load_image(path) for name, path in scan.files.items()}
+    segmentation = find_segmentation(scan, settings.derivatives)
+    logger.info("%s: computing preparation", scan.label)
+    result = prepare(
+        {name: item.image for name, item in loaded.items()},
+        work_dir=work_dir(scan, settings),
+        registration=settings.registration,
+        segmentation=nib.load(segmentation) if segmentation else None,
+        segmentation_space="T2w" if segmentation and "space-T2w" in segmentation.name else "T1w",
+    )
+    notes = [f"{scan.files[n].name}: {text}" for n, item in loaded.items() for text in item.notes] + list(result.notes)
+    _write_preparation(scan, settings, result, key, notes, loaded["T2w"].image)
+    clean(scan, settings) if settings.work_dir is None else None
+    return key
+
+
+def _sources(scan: Scan, settings: Settings, *names: str) -> list[str]:
+    return [paths.bids_uri(scan.files[n], settings.bids_dir, "raw") for n in names]
+
+
+def _write_preparation(scan: Scan, settings: Settings, result: Any, key: str, notes: list[str], native: Any) -> None:
+    """Images first, the regions with what later stages need last."""
+    from bids_epvs.prepare import ants
+    from bids_epvs.prepare.template import icbm152
+
+    files = anatomy(scan, settings)
+    for name, path in images(scan, settings).items():
+        meta = {"Sources": _sources(scan, settings, *dict.fromkeys((name, "T2w"))), "SkullStripped": False}
+        meta["Description"] = "N4 bias-corrected" + ("" if name == "T2w" else ", rigidly resampled onto the T2w")
+        data = np.asarray(result.images[name].dataobj, dtype=np.float32)
+        write.image(path, to_native(data, native).dataobj, native, meta={**meta, write.KEY: key})
+    target = transform(scan, settings)
+    write.atomically(target, lambda p: ants.write_world_transform(result.alignment.transform, native, icbm152("T1w"), p))
+    write.as_json(paths.sidecar(target), {"Sources": _sources(scan, settings, "T2w"), write.KEY: key})
+    source = {"Sources": _sources(scan, settings, "T2w"), write.KEY: key}
+    brain = to_native(result.anatomy.brain, native).dataobj
+    write.image(files["brain"], brain, native, meta={**source, "RawSources": source["Sources"], "Type": "Brain"})
+    csf = to_native(result.csf, native).dataobj
+    about = "Ventricles, cisterns and sulci, left out of the search"
+    write.image(files["csf"], csf, native, meta={**source, "Type": "Brain", "Description": about})
+    spacing = tuple(float(v) for v in np.diag(result.images["T2w"].affine)[:3])
+    from bids_epvs.prepare.regions import rating_slices
+
+    table = pd.DataFrame(
+        [
+            {"index": i, "name": r.full_name, "abbreviation": r.abbreviation, "color": r.color}
+            for i, r in REGIONS.items()
+        ]
+    )
+    write.table(files["regions"].with_name(files["regions"].name.replace(".nii.gz", ".tsv")), table)
+    write.image(
+        files["regions"],
+        to_native(result.regions, native).dataobj,
+        native,
+        meta={
+            **source,
+            "Manual": False,
+            "Atlas": "packaged" if not find_segmentation(scan, settings.derivatives) else "given with -d",
+            "CanonicalVoxelToTemplate": result.to_template.round(6).tolist(),
+            "RatingSlices": rating_slices(result.anatomy.labels, spacing, result.to_template),
+            "BrainVolume_mm3": float(result.anatomy.brain.sum() * np.prod(spacing)),
+            "TemplateCorrelation": round(result.alignment.similarity, 4),
+            "QualityNotes": notes,
+        },
+    )
+
+
+def read_prepared(scan: Scan, settings: Settings) -> Prepared:
+    """`Prepared` from the derivatives on disk."""
+    from bids_epvs.prepare.regions import hemispheres
+
+    files = anatomy(scan, settings)
+    native = nib.load(images(scan, settings)["T2w"])
+    about = write.read_json(paths.sidecar(files["regions"]))
+    found = to_canonical(nib.load(files["regions"]), native).astype(np.uint8)
+    frame = canonical(nib.Nifti1Image(np.zeros(native.shape, np.uint8), native.affine))
+    return Prepared(
+        images={
+            name: to_canonical(nib.load(path), native).astype(np.float32)
+            for name, path in images(scan, settings).items()
+        },
+        brain=to_canonical(nib.load(files["brain"]), native) > 0,
+        regions=found,
+        csf=to_canonical(nib.load(files["csf"]), native) > 0,
+        spacing=tuple(float(v) for v in np.diag(frame.affine)[:3]),
+        native=nib.Nifti1Image(np.zeros(native.shape, np.uint8), native.affine),
+        slices=about["RatingSlices"],
+        hemisphere=hemispheres(found.shape, np.asarray(about["CanonicalVoxelToTemplate"])),
+        notes=tuple(about["QualityNotes"]),
+    )
+
+
+def model_files(scan: Scan, settings: Settings, name: str) -> dict[str, Path]:
+    """Paths of one model's images."""
+    out = settings.output_dir
+    return {
+        "mask": paths.derivative(out, scan, label="EPVS", desc=name, suffix="mask"),
+        "probability": paths.derivative(out, scan, label="EPVS", desc=name, suffix="probseg"),
+        "instances": paths.derivative(out, scan, label="EPVS", desc=f"{name}instances", suffix="dseg"),
+    }
+
+
+def model(scan: Scan, settings: Settings, name: str, prepared_key: str, note: dict) -> str:
+    """Stage 3: prediction and instances of one method."""
+    spec = load(name)
+    limits = (settings.min_volume_mm3, settings.max_volume_mm3)
+    content = {"stage": "model", "name": name, "prepared": prepared_key, "parameters": dict(spec.parameters)}
+    key = write.digest({**content, "limits": limits, "regions": settings.regions})
+    files = model_files(scan, settings, name)
+    if settings.resume and write.is_current(files.values(), key):
+        note["reused"] = True
+        logger.info("%s: %s found, not computed again", scan.label, name)
+        return key
+    logger.info("%s: computing %s", scan.label, name)
+    prepared = read_prepared(scan, settings)
+    prediction = spec.predict(prepared, spec.parameters)
+    wanted = [i for i, r in REGIONS.items() if not settings.regions or r.name in settings.regions]
+    mask = prediction.mask & np.isin(prepared.regions, wanted)
+    labels = measure_lesions.instances(mask, prepared.voxel_mm3, minimum=limits[0], maximum=limits[1])
+    native = prepared.native
+    used = paths.bids_uri(images(scan, settings)["T2w"], settings.output_dir, "")
+    meta = {"Sources": [used], "Parameters": dict(prediction.parameters), "Model": name, "DOI": spec.doi}
+    meta |= {"Notes": list(prediction.notes), "Calibrated": spec.calibrated, write.KEY: key}
+    write.image(files["probability"], to_native(prediction.probability, native).dataobj, native, meta=meta)
+    write.image(files["mask"], to_native(labels > 0, native).dataobj, native, meta={**meta, "Type": "Lesion"})
+    small = labels.astype(np.uint16 if labels.max() < 65536 else np.int32)
+    write.image(files["instances"], to_native(small, native).dataobj, native, meta={**meta, "Manual": False})
+    return key
+
+
+def tables(scan: Scan, settings: Settings) -> dict[str, Path]:
+    """Paths of the two tables of a session."""
+    out = settings.output_dir
+    return {
+        kind: paths.derivative(out, scan, desc=kind, suffix="epvs", extension=".tsv") for kind in ("lesions", "summary")
+    }
+
+
+def measures(scan: Scan, settings: Settings, model_keys: Mapping[str, str], prepared_key: str, note: dict) -> str:
+    """Stage 4: tables of all models."""
+    key = write.digest({"stage": "measures", "version": __version__, "models": model_keys, "prepared": prepared_key})
+    files = tables(scan, settings)
+    if settings.resume and write.is_current(files.values(), key):
+        note["reused"] = True
+        return key
+    prepared = read_prepared(scan, settings)
+    rows, summaries = [], []
+    for name in model_keys:
+        lesion, summary = _measure(scan, settings, name, prepared)
+        rows.append(lesion)
+        summaries.append(summary)
+    common = {"Sources": [paths.bids_uri(anatomy(scan, settings)["regions"], settings.output_dir, "")], write.KEY: key}
+    about = write.read_json(paths.sidecar(anatomy(scan, settings)["regions"]))
+    extra = {"BrainVolume_mm3": about["BrainVolume_mm3"], "QualityNotes": about["QualityNotes"]}
+    write.table(files["lesions"], pd.concat(rows), meta={**COLUMNS_LESIONS, **common})
+    write.table(files["summary"], pd.concat(summaries), meta={**COLUMNS_SUMMARY, **extra, **common})
+    return key
+
+
+def _measure(scan: Scan, settings: Settings, name: str, prepared: Prepared) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Lesions and summary of one model from its images on disk."""
+    files = model_files(scan, settings, name)
+    native = prepared.native
+    labels = to_canonical(nib.load(files["instances"]), native).astype(np.int32)
+    probability = to_canonical(nib.load(files["probability"]), native)
+    turned = nib.as_closest_canonical(native)
+    to_voxel = np.linalg.inv(native.affine) @ turned.affine
+    lesion = measure_lesions.describe(
+        labels,
+        prepared.regions,
+        prepared.spacing,
+        to_world=turned.affine,
+        to_native_voxel=to_voxel,
+        probability=probability,
+        model=name,
+    )
+    chosen = [r for r in load(name).regions if not settings.regions or r in settings.regions]
+    summary = ratings.summarise(
+        lesion,
+        labels,
+        prepared.regions,
+        voxel_mm3=prepared.voxel_mm3,
+        slices=prepared.slices,
+        names=[n for n in NAMES if n in chosen],
+        model=name,
+    )
+    return lesion, summary
+
+
+def spaces(scan: Scan, settings: Settings, model_keys: Mapping[str, str], prepared_key: str, note: dict) -> None:
+    """Stage 5: masks in standard spaces, where asked for."""
+    from bids_epvs.prepare.template import space_grid
+
+    note["reused"] = True
+    for space in (s for s in settings.output_spaces if s != "T2w"):
+        for name, key in model_keys.items():
+            target = paths.derivative(
+                settings.output_dir, scan, space=space, label="EPVS", desc=name, suffix="mask"
+            )
+            if settings.resume and write.is_current([target], key):
+                continue
+            from bids_epvs.prepare import ants
+            from bids_epvs.prepare.register import to_space
+
+            note["reused"] = False
+            mask = model_files(scan, settings, name)["mask"]
+            grid = space_grid(space)
+            route = to_space(space, transform(scan, settings), work_dir=work_dir(scan, settings) / space)
+            image = nib.load(mask)
+            warped = ants.apply(nib.Nifti1Image(np.asarray(image.dataobj, np.float32), image.affine), grid, route)
+            meta = {"Sources": [paths.bids_uri(mask, settings.output_dir, "")], "Type": "Lesion", write.KEY: key}
+            write.image(target, np.asarray(warped.dataobj) > 0.5, grid, meta=meta)
+
+
+def _column(text: str, units: str | None = None, levels: Mapping[str, str] | None = None) -> dict[str, Any]:
+    out: dict[str, Any] = {"Description": text}
+    if units:
+        out["Units"] = units
+    if levels:
+        out["Levels"] = dict(levels)
+    return out
+
+
+COLUMNS_LESIONS: dict[str, Any] = {
+    "model": _column("method"),
+    "index": _column("value of this EPVS in the instances image"),
+    "region": _column("region that holds most of its voxels; ties go to the lowest index"),
+    "hemisphere": _column("left or right"),
+    **{f"{a}_mm": _column(f"centroid, scanner {a} (RAS)", "mm") for a in "xyz"},
+    **{a: _column("centroid, voxel index in the T2w file, from 0") for a in "ijk"},
+    "volume_mm3": _column("volume", "mm3"),
+    "length_mm": _column("longest path along the skeleton", "mm"),
+    "width_mean_mm": _column("diameter of the cylinder of the same volume and length", "mm"),
+    "width_max_mm": _column("diameter of the largest inscribed ball", "mm"),
+    "linearity": _column("(l1 - l2) / l1 of the principal spreads, 0-1"),
+    **{f"orientation_{a}": _column(f"unit vector of the long axis, scanner {a} (RAS)") for a in "xyz"},
+    "probability": _column("mean response of the method inside (a probability where the method is calibrated)"),
+}
+COLUMNS_SUMMARY: dict[str, Any] = {
+    "model": _column("method"),
+    "region": _column("region"),
+    "hemisphere": _column("left, right or both"),
+    "count": _column("number of EPVS"),
+    "count_low": _column("lower end of the 90 % interval of the count"),
+    "count_high": _column("upper end of the 90 % interval of the count"),
+    "volume_mm3": _column("volume of EPVS", "mm3"),
+    "volume_fraction": _column("volume of EPVS over volume of the region"),
+    "rating": _column("visual grade; for both hemispheres the higher one"),
+    "rating_scale": _column("scale of the rating"),
+    **{f"p_{k}": _column(f"probability of grade {k}") for k in range(5)},
+    "slice": _column("axial slice with the most EPVS, from 0 at the bottom"),
+    "slice_count": _column("EPVS in that slice"),
+    "adams_count": _column("EPVS in the slice, or structure, that Adams' protocol names"),
+    "region_volume_mm3": _column("volume of the region", "mm3"),
+}
