@@ -77,7 +77,7 @@ def _orthonormal(matrix: np.ndarray) -> np.ndarray:
     return u @ vt
 
 
-def bias_field(image: Nifti1Image, mask: Nifti1Image, *, iterations: Sequence[int] = (50, 50, 30)) -> Nifti1Image:
+def bias_field(image: Nifti1Image, mask: Nifti1Image, *, iterations: Sequence[int] = (30, 20)) -> Nifti1Image:
     """N4 bias field (multiplicative, mean 1 in the mask) of an image that is already coarse.
 
     References
@@ -87,9 +87,9 @@ def bias_field(image: Nifti1Image, mask: Nifti1Image, *, iterations: Sequence[in
     field = ants.n4_bias_field_correction(
         to_ants(image),
         mask=to_ants(mask),
-        shrink_factor=2,
-        convergence={"iters": list(iterations), "tol": 1e-6},
-        spline_param=120.0,
+        shrink_factor=3,
+        convergence={"iters": list(iterations), "tol": 1e-5},
+        spline_param=160.0,
         return_bias_field=True,
     )
     out = from_ants(field)
@@ -223,39 +223,6 @@ def _scratch():
         yield str(folder / "t_")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def tissues(images: Sequence[Nifti1Image], mask: Nifti1Image, priors: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Atropos posteriors of tissue classes with spatial priors and a Markov random field.
-
-    Parameters
-    ----------
-    images : sequence of Nifti1Image
-        Sequences on one grid.
-    mask : Nifti1Image
-        Where to classify.
-    priors : sequence of ndarray
-        Prior probability of each class on the same grid.
-
-    Returns
-    -------
-    list of ndarray
-        float32 posteriors, one a class, 0 outside the mask.
-
-    References
-    ----------
-    Avants et al. 2011, doi:10.1007/s12021-011-9109-y.
-    """
-    ants.config._random_seed = _SEED
-    result = ants.atropos(
-        a=[to_ants(i) for i in images],
-        x=to_ants(mask),
-        i=[to_ants(nib.Nifti1Image(p.astype(np.float32), mask.affine)) for p in priors],
-        m="[0.1,1x1x1]",
-        c="[5,0.001]",
-        priorweight=0.3,
-    )
-    return [p.numpy().astype(np.float32) for p in result["probabilityimages"]]
 
 
 def write_world_transform(transform: Transform, native: Nifti1Image, template: Nifti1Image, path: Path) -> None:

@@ -1,6 +1,6 @@
 """Brain mask, anatomical labels and cerebrospinal fluid of one scan.
 
-Atlas priors come through the transform; the scan's own intensities then decide between tissues (Atropos), so that
+Atlas priors come through the transform; the scan's own intensities then decide between tissues (expectation maximisation), so that
 ventricles and sulci follow the subject and not the average of the atlas. `Anatomy` is the same whatever the source
 of the labels: this module, a segmentation given with ``-d``, or later a network.
 """
@@ -77,23 +77,65 @@ def brain_mask(inside: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
 
 
 def tissue_posteriors(images: Sequence[Nifti1Image], mask: np.ndarray, prior: np.ndarray) -> dict[str, np.ndarray]:
-    """Posterior of each tissue class from intensities and priors (Atropos)."""
-    from bids_epvs.prepare import ants
+    """Posterior of each tissue class from intensities and atlas priors.
 
+    Expectation maximisation of one Gaussian a class over the sequences together, weighted by the priors at each voxel.
+
+    References
+    ----------
+    Ashburner & Friston 2005, doi:10.1016/j.neuroimage.2005.02.018 (without its deformation).
+    """
     kinds = [_CLASS_OF.get(e.tissue) if e.brain else None for e in ATLAS_LABELS.values()]
-    class_priors = [prior[..., [k for k, c in enumerate(kinds) if c == name]].sum(-1) for name in _CLASSES]
-    total = np.maximum(np.sum(class_priors, axis=0), 1e-3)
-    normalised = [np.clip(p / total, 0.001, 1) for p in class_priors]
-    as_mask = nib.Nifti1Image(mask.astype(np.float32), images[0].affine)
-    clipped = [_clip(i, mask) for i in images]
-    return dict(zip(_CLASSES, ants.tissues(clipped, as_mask, normalised), strict=True))
+    inside = prior[mask]
+    weights = np.stack([inside[:, [k for k, c in enumerate(kinds) if c == name]].sum(-1) for name in _CLASSES], 1)
+    weights = np.maximum(weights, 1e-3)
+    weights /= weights.sum(axis=1, keepdims=True)
+    values = np.stack([_scaled(i, mask) for i in images], axis=1)
+    found = expectation_maximisation(values.astype(np.float64), weights.astype(np.float64))
+    out = {}
+    for k, name in enumerate(_CLASSES):
+        out[name] = np.zeros(mask.shape, np.float32)
+        out[name][mask] = found[:, k]
+    return out
 
 
-def _clip(image: Nifti1Image, mask: np.ndarray) -> Nifti1Image:
-    """Percentiles 0.5-99 inside the mask, so that one bright vessel does not own a class."""
-    data = np.asarray(image.dataobj, np.float32)
-    low, high = np.percentile(data[mask], [0.5, 99])
-    return nib.Nifti1Image(np.clip(data, low, high), image.affine)
+def expectation_maximisation(values: np.ndarray, priors: np.ndarray, *, iterations: int = 25) -> np.ndarray:
+    """Posteriors of a Gaussian mixture whose mixing proportions are given at each sample.
+
+    Parameters
+    ----------
+    values : ndarray
+        (samples, channels).
+    priors : ndarray
+        (samples, classes), rows sum to 1; the first posterior.
+    iterations : int
+
+    Returns
+    -------
+    ndarray
+        (samples, classes), rows sum to 1.
+    """
+    posterior = priors
+    for _ in range(iterations):
+        density = np.empty_like(priors)
+        for k in range(priors.shape[1]):
+            weight = posterior[:, k] ** 2 if posterior is priors else posterior[:, k]
+            total = max(float(weight.sum()), 1e-9)
+            mean = weight @ values / total
+            centred = values - mean
+            covariance = (weight[:, None] * centred).T @ centred / total + 1e-4 * np.eye(values.shape[1])
+            distance = np.einsum("ij,jk,ik->i", centred, np.linalg.inv(covariance), centred)
+            density[:, k] = np.exp(-0.5 * distance) / np.sqrt(np.linalg.det(covariance))
+        joint = priors * density + 1e-12 * priors
+        posterior = joint / joint.sum(axis=1, keepdims=True)
+    return posterior
+
+
+def _scaled(image: Nifti1Image, mask: np.ndarray) -> np.ndarray:
+    """Intensities in the mask, cut at the percentiles 0.5 and 99 and scaled to 0-1."""
+    inside = np.asarray(image.dataobj, np.float32)[mask]
+    low, high = np.percentile(inside, [0.5, 99])
+    return (np.clip(inside, low, high) - low) / max(high - low, 1e-6)
 
 
 def label_map(prior: np.ndarray, posterior: dict[str, np.ndarray], mask: np.ndarray) -> np.ndarray:

@@ -74,8 +74,8 @@ def template_to(image: Nifti1Image, *, contrast: str = "T2w", kind: str = "defor
     transform = ants.register(fixed, moving, kind="affine", work_dir=work_dir / "affine")
     matrix = ants.linear_matrix(transform)
     if kind == "deformable":
-        brain = ants.apply(_brain_prior(), fixed, transform)
-        near = nib.Nifti1Image((np.asarray(brain.dataobj) > 0.02).astype(np.float32), fixed.affine)
+        near = np.asarray(ants.apply(_brain_prior(), fixed, transform).dataobj) > 0.02
+        fixed, near = _cropped(fixed, near)
         transform = ants.register(
             fixed,
             moving,
@@ -93,6 +93,18 @@ def _clipped(image: Nifti1Image) -> Nifti1Image:
     data = np.asarray(image.dataobj, dtype=np.float32)
     low, high = np.percentile(data, [0.1, 99.5])
     return nib.Nifti1Image(np.clip((data - low) / max(high - low, 1e-6), 0, 1), image.affine)
+
+
+def _cropped(image: Nifti1Image, mask: np.ndarray, margin: int = 4) -> tuple[Nifti1Image, Nifti1Image]:
+    """Image and mask cut to the mask's bounding box and a margin of voxels: fewer voxels, the same world space."""
+    points = np.argwhere(mask)
+    if len(points) == 0:
+        return image, nib.Nifti1Image(np.ones(image.shape, np.float32), image.affine)
+    low = np.maximum(points.min(axis=0) - margin, 0)
+    high = np.minimum(points.max(axis=0) + margin + 1, image.shape)
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    part = image.slicer[box]
+    return part, nib.Nifti1Image(mask[box].astype(np.float32), part.affine)
 
 
 def _brain_prior() -> Nifti1Image:

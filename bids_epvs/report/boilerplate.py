@@ -28,7 +28,7 @@ def methods(settings: Settings) -> str:
         f"Enlarged perivascular spaces (EPVS) were measured with bids_epvs {__version__}. The T2w image was corrected "
         f"for intensity inhomogeneity with N4 estimated at 2 mm; further sequences were aligned with it rigidly. A "
         f"head made from label maps of real people in ICBM152 2009a symmetric space, with T2w-like contrast, was "
-        f"registered to the T2w ({warp}, ANTs), and tissues were classified with Atropos using the atlas as prior. "
+        f"registered to the T2w ({warp}, ANTs), and tissues were classified by expectation maximisation with the atlas as prior. "
         f"EPVS were segmented in native space with: {used} Connected voxels (26-neighbourhood) of "
         f"{settings.min_volume_mm3:g}-{settings.max_volume_mm3:g} mm3 were counted as one EPVS and assigned to the "
         f"region and hemisphere holding most of its voxels. Ratings follow Potter et al. and counts in named slices "
