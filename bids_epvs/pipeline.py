@@ -33,7 +33,7 @@ from bids_epvs.models import MODELS, load
 from bids_epvs.prepare.regions import NAMES
 from bids_epvs.prepare.template import space_grid
 from bids_epvs.records import Outcome, Scan
-from bids_epvs.report import subject as subject_report
+from bids_epvs.report import boilerplate
 from bids_epvs.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def participant(settings: Settings, *, on_done: Progress | None = None) -> list[
     if not settings.skip_bids_validation:
         query.validate(settings.bids_dir, [scans[0].subject for scans in by_subject])
     write.dataset(
-        settings.output_dir, source=settings.bids_dir, version=__version__, citations=subject_report.bibliography()
+        settings.output_dir, source=settings.bids_dir, version=__version__, citations=boilerplate.bibliography()
     )
     run = logs.start(settings)
     outcomes = list(_all_subjects(by_subject, settings, run, on_done))
@@ -225,7 +225,7 @@ def _report(scans: list[Scan], outcomes: list[Outcome], settings: Settings, run:
     """Stage 6; a report that cannot be made is a failure of the subject's last session."""
     try:
         errors = {o.label: o.error for o in outcomes}
-        subject_report.make(scans, errors, settings)
+        stages.report(scans, errors, settings)
     except Exception as error:
         crash = logs.crash(run, f"sub-{scans[0].subject}_report", traceback.format_exc())
         logger.error("report of sub-%s failed: %s (%s)", scans[0].subject, error, crash)

@@ -19,12 +19,15 @@ from bids_epvs.inputs.load import load_image
 from bids_epvs.inputs.query import find_segmentation
 from bids_epvs.measure import lesions as measure_lesions
 from bids_epvs.measure import ratings
-from bids_epvs.models import load
+from bids_epvs.models import MODELS, load
 from bids_epvs.prepare.regions import NAMES, REGIONS
 from bids_epvs.prepare.resample import canonical, to_canonical, to_native
 from bids_epvs.prepare.template import SPACE
 from bids_epvs.records import Prepared, Scan
+from bids_epvs.report import boilerplate, subject
+from bids_epvs.report.subject import View
 from bids_epvs.settings import Settings
+from bids_epvs.logs import versions
 
 logger = logging.getLogger(__name__)
 
@@ -306,6 +309,59 @@ def spaces(scan: Scan, settings: Settings, model_keys: Mapping[str, str], prepar
             warped = ants.apply(nib.Nifti1Image(np.asarray(image.dataobj, np.float32), image.affine), grid, route)
             meta = {"Sources": [paths.bids_uri(mask, settings.output_dir, "")], "Type": "Lesion", write.KEY: key}
             write.image(target, np.asarray(warped.dataobj) > 0.5, grid, meta=meta)
+
+
+def view(scan: Scan, settings: Settings, error: str) -> View:
+    """What is on disk of one session, for the report; after a failure, what there is."""
+    sources = {name: str(path.relative_to(settings.bids_dir)) for name, path in scan.files.items()}
+    ready = [*images(scan, settings).values(), *anatomy(scan, settings).values()]
+    if error or not all(path.is_file() for path in ready):
+        return View(scan, error or "no results: run the participant level", sources=sources)
+    prepared = read_prepared(scan, settings)
+    masks = {}
+    for name in settings.models or tuple(MODELS):
+        path = model_files(scan, settings, name)["instances"]
+        if path.is_file():
+            masks[name] = to_canonical(nib.load(path), prepared.native).astype(np.int32)
+    files = tables(scan, settings)
+    have = all(path.is_file() for path in files.values())
+    return View(
+        scan,
+        error,
+        prepared,
+        masks,
+        write.read_table(files["summary"]) if have else None,
+        write.read_table(files["lesions"]) if have else None,
+        sources,
+    )
+
+
+def report(scans: list[Scan], errors: Mapping[str, str], settings: Settings) -> bool:
+    """Stage 6: page and pictures of a subject; returns whether they had to be made."""
+    target = paths.report(settings.output_dir, scans[0].subject)
+    text = boilerplate.methods(settings)
+    known = {
+        "stage": "report",
+        "versions": versions(),
+        "methods": text,
+        "errors": dict(errors),
+        "scans": [(s.label, s.notes, {n: p.name for n, p in s.files.items()}) for s in scans],
+        "tables": [write.read_json(paths.sidecar(tables(s, settings)["summary"])).get(write.KEY) for s in scans],
+    }
+    key = write.digest(known)
+    folder = paths.figures(settings.output_dir, scans[0].subject)
+    if settings.resume and not settings.reports_only and target.is_file() and folder.is_dir():
+        with target.open(encoding="utf-8") as stream:
+            if key in stream.read(2000):
+                logger.info("sub-%s: report found, not made again", scans[0].subject)
+                return False
+    views = [view(s, settings, errors.get(s.label, "")) for s in scans]
+    html, pictures = subject.render(views, methods=text, versions=versions(), key=key)
+    for name, content in pictures.items():
+        write.binary(folder / name, content)
+    folder.mkdir(parents=True, exist_ok=True)
+    write.text(target, html)
+    return True
 
 
 def _column(text: str, units: str | None = None, levels: Mapping[str, str] | None = None) -> dict[str, Any]:

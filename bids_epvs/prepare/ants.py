@@ -21,9 +21,11 @@ from nibabel.nifti1 import Nifti1Image
 
 from bids_epvs.prepare.resample import canonical_to_world, iso_grid
 
-os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
+# With two threads the same registration gave another result each time it was run: one thread, always, so that the same
+# scan gives the same counts. Use --nprocs for speed. ITK reads this when the library loads.
+os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
 
-import ants  # noqa: E402  (the thread count is read when the library loads)
+import ants  # noqa: E402
 
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SEED = 20201

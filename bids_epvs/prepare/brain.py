@@ -55,14 +55,28 @@ def work_grid(image: Nifti1Image) -> Nifti1Image:
 
 
 def priors(alignment: Alignment, grid: Nifti1Image) -> np.ndarray:
-    """Atlas probabilities on a grid of the scan, float32 (X, Y, Z, labels)."""
+    """Atlas probabilities on a grid of the scan, float32 (X, Y, Z, labels); 0 outside the atlas.
+
+    The transform is evaluated once, on template coordinates; all labels are then interpolated together (trilinear).
+    """
     from bids_epvs.prepare import ants
 
     source = atlas.probabilities()
-    out = np.zeros((*grid.shape[:3], len(ATLAS_LABELS)), np.float32)
-    for k in range(len(ATLAS_LABELS)):
-        volume = nib.Nifti1Image(np.asarray(source.dataobj[..., k], np.float32) / 255, source.affine)
-        out[..., k] = np.asarray(ants.apply(volume, grid, alignment.transform).dataobj)
+    data = np.asarray(source.dataobj)
+    ramps = np.stack(np.meshgrid(*[np.arange(n, dtype=np.float32) + 1 for n in data.shape[:3]], indexing="ij"), -1)
+    ramp_image = nib.Nifti1Image(ramps, source.affine)
+    where = np.asarray(ants.apply(ramp_image, grid, alignment.transform).dataobj) - 1
+    out = np.zeros((*grid.shape[:3], data.shape[3]), np.float32)
+    valid = (where >= 0).all(axis=-1) & (where < np.array(data.shape[:3]) - 1).all(axis=-1)
+    points = where[valid]
+    base = np.floor(points).astype(np.intp)
+    part = points - base
+    total = np.zeros((len(points), data.shape[3]), np.float32)
+    for corner in np.ndindex(2, 2, 2):
+        weight = np.prod(np.where(corner, part, 1 - part), axis=1, dtype=np.float32) / np.float32(255)
+        at = base + corner
+        total += data[at[:, 0], at[:, 1], at[:, 2]] * weight[:, None]
+    out[valid] = total
     return out
 
 

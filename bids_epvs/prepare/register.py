@@ -83,7 +83,7 @@ def template_to(image: Nifti1Image, *, contrast: str = "T2w", kind: str = "defor
             work_dir=work_dir / "deformable",
             initial=transform,
             fixed_mask=near,
-            iterations=(40, 30, 10),
+            iterations=(40, 30, 6),
         )
     return Alignment(transform, matrix, stripped, _similarity(fixed, moving, transform))
 

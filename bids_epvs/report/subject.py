@@ -1,3 +1,195 @@
-"""The report of one subject."""
-from bids_epvs.report.boilerplate import bibliography
-def make(scans, errors, settings): return None
+"""The report of one subject: records to one self-contained HTML page and its pictures."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from bids_epvs.models import load
+from bids_epvs.prepare.regions import NAMES, REGIONS
+from bids_epvs.records import Prepared, Scan
+from bids_epvs.report import figures
+
+DECIDED = ("BasalGanglia", "CentrumSemiovale", "Hippocampus", "Midbrain")
+"""Regions whose fullest slice is shown."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What the report shows of one session.
+
+    Attributes
+    ----------
+    scan : Scan
+    error : str
+        Empty, or the message that ended the session.
+    prepared : Prepared, optional
+        None where preparation failed.
+    masks : mapping
+        Instances of each model, canonical frame.
+    summary, lesions : DataFrame, optional
+        The tables.
+    sources : mapping
+        Sequence -> file name relative to the dataset.
+    """
+
+    scan: Scan
+    error: str = ""
+    prepared: Prepared | None = None
+    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    summary: pd.DataFrame | None = None
+    lesions: pd.DataFrame | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+def environment() -> Environment:
+    """The template engine: escaping on, unknown names are errors."""
+    found = Environment(
+        loader=PackageLoader("bids_epvs.report", "templates"), autoescape=True, undefined=StrictUndefined
+    )
+    found.filters["number"] = number
+    return found
+
+
+def number(value: object, digits: int = 0) -> str:
+    """A number for people; n/a where it is missing.
+
+    >>> number(12.345, 1), number(float("nan"))
+    ('12.3', 'n/a')
+    """
+    if value is None or pd.isna(value):
+        return "n/a"
+    return f"{float(value):,.{digits}f}"
+
+
+def render(views: Sequence[View], *, methods: str, versions: Mapping[str, str], key: str) -> tuple[str, dict[str, bytes]]:
+    """HTML page and its pictures by file name.
+
+    Parameters
+    ----------
+    views : sequence of View
+        The sessions of one subject.
+    methods : str
+        Methods paragraph.
+    versions : mapping
+        Package versions.
+    key : str
+        Recorded in the page, to know whether it is current.
+    """
+    pictures: dict[str, bytes] = {}
+    sessions = [_session(view, pictures) for view in views]
+    names = sorted({name for view in views for name in view.masks})
+    html = (
+        environment()
+        .get_template("subject.html")
+        .render(
+            subject=views[0].scan.subject,
+            sessions=sessions,
+            models=[load(n) for n in names],
+            methods=methods,
+            versions=versions,
+            key=key,
+            regions=[r for r in REGIONS.values() if r.side == "Left"],
+            epvs_color=figures.EPVS_COLOR,
+            brain_color=figures.BRAIN_COLOR,
+        )
+    )
+    return html, pictures
+
+
+def _session(view: View, pictures: dict[str, bytes]) -> dict:
+    """Everything the template needs of one session; fills `pictures`."""
+    out = {
+        "label": view.scan.label,
+        "error": view.error,
+        "sources": view.sources,
+        "skipped": view.scan.notes,
+        "notes": view.prepared.notes if view.prepared else (),
+        "tables": [],
+        "mosaic": None,
+        "decisions": [],
+        "spacing": None,
+    }
+    if view.prepared is None:
+        return out
+    out["spacing"] = " x ".join(f"{s:.2f}" for s in view.prepared.spacing)
+    out["mosaic"] = _mosaic(view, pictures)
+    if view.summary is not None:
+        out["tables"] = [(load(m), table_rows(view.summary, m)) for m in view.masks]
+        out["decisions"] = [d for m in view.masks for d in _decisions(view, m, pictures)]
+    return out
+
+
+def table_rows(summary: pd.DataFrame, model: str) -> list[dict]:
+    """A row per region: hemispheres side by side."""
+    rows = []
+    for name in NAMES:
+        part = summary[(summary["model"] == model) & (summary["region"] == name)].set_index("hemisphere")
+        if part.empty:
+            continue
+        rows.append({"region": name, **{side: part.loc[side].to_dict() for side in ("left", "right", "both")}})
+    return rows
+
+
+def _mosaic(view: View, pictures: dict[str, bytes]) -> dict:
+    """Grey mosaic, anatomy layer and one EPVS layer a model."""
+    prepared = view.prepared
+    assert prepared is not None  # the caller checked
+    image = prepared.images["T2w"]
+    base, anatomy = figures.mosaic(
+        image, {"brain": prepared.brain, "regions": prepared.regions}, prepared.brain, prepared.spacing
+    )
+    layers = [("anatomy", "brain and regions", _keep(pictures, f"{view.scan.label}_anatomy.png", figures.png(anatomy)))]
+    for name, labels in view.masks.items():
+        _, found = figures.mosaic(image, {"epvs": labels > 0}, prepared.brain, prepared.spacing)
+        uri = _keep(pictures, f"{view.scan.label}_{name}.png", figures.png(found))
+        layers.append((name, f"EPVS by {name}", uri))
+    return {"base": _keep(pictures, f"{view.scan.label}_T2w.jpg", figures.jpeg(base)), "layers": layers}
+
+
+def _keep(pictures: dict[str, bytes], name: str, content: bytes) -> str:
+    """Remember a picture and return it as a data URI."""
+    pictures[name] = content
+    kind = "jpeg" if name.endswith(".jpg") else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _decisions(view: View, model: str, pictures: dict[str, bytes]) -> list[dict]:
+    """The fullest slice of each rated region: whole slice, and the region at full resolution with and without EPVS."""
+    prepared, out = view.prepared, []
+    assert prepared is not None and view.summary is not None  # the caller checked
+    limits = figures.window(prepared.images["T2w"], prepared.brain)
+    for name in DECIDED:
+        rows = view.summary
+        row = rows[(rows["model"] == model) & (rows["region"] == name) & (rows["hemisphere"] == "both")]
+        if row.empty or pd.isna(row["slice"].iloc[0]):
+            continue
+        index = int(row["slice"].iloc[0])
+        inside = np.isin(prepared.regions, [i for i, r in REGIONS.items() if r.name == name])
+        own = np.where(inside, prepared.regions, 0)
+        box = figures.region_view(inside, index)
+        common = {"axis": 2, "index": index, "spacing": prepared.spacing, "limits": limits, "width": 620}
+        image = prepared.images["T2w"]
+        base, edge = figures.tile(image, {"regions": own}, box=box, **common)
+        _, found = figures.tile(image, {"epvs": view.masks[model] > 0}, box=box, **common)
+        stem = f"{view.scan.label}_{model}_{name}"
+        out.append(
+            {
+                "model": model,
+                "region": name,
+                "slice": index,
+                "count": int(row["slice_count"].iloc[0]),
+                "rating": row["rating"].iloc[0],
+                "base": _keep(pictures, f"{stem}.jpg", figures.jpeg(base)),
+                "layers": [
+                    ("region", "region", _keep(pictures, f"{stem}_region.png", figures.png(edge))),
+                    ("epvs", "EPVS", _keep(pictures, f"{stem}_epvs.png", figures.png(found))),
+                ],
+            }
+        )
+    return out

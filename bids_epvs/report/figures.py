@@ -1,0 +1,212 @@
+"""Arrays to pictures: grey slices and transparent overlays as PNG bytes, all in the canonical frame.
+
+Pictures are shown as radiologists do: the patient's left on the right of the picture, front at the top.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageColor, ImageDraw
+from scipy import ndimage
+
+from bids_epvs.prepare.regions import REGIONS
+
+EPVS_COLOR = "#ff2d55"
+BRAIN_COLOR = "#ffe14d"
+
+
+def window(image: np.ndarray, brain: np.ndarray) -> tuple[float, float]:
+    """Grey window: percentiles 0.5 and 99.7 of the brain (whole image without one)."""
+    inside = image[brain] if brain.any() else image.ravel()
+    low, high = np.percentile(inside, [0.5, 99.7])
+    return float(low), float(max(high, low + 1e-6))
+
+
+def plane(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
+    """A slice as rows from top to bottom: axial (axis 2) and coronal (1) with left on the right, sagittal (0)
+    with the front on the left.
+    """
+    part = np.take(volume, index, axis=axis)
+    return np.flip(part.T, axis=(0, 1))
+
+
+def _pixels(axis: int, spacing: Sequence[float]) -> tuple[float, float]:
+    """Millimetres of a row and of a column of `plane`."""
+    return {2: (spacing[1], spacing[0]), 1: (spacing[2], spacing[0]), 0: (spacing[2], spacing[1])}[axis]
+
+
+def scaled(picture: np.ndarray, size: tuple[int, int], *, smooth: bool) -> np.ndarray:
+    """Resize to (height, width)."""
+    method = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), method))
+
+
+def grey(part: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """uint8 grey levels."""
+    low, high = limits
+    return np.clip((part - low) / (high - low) * 255, 0, 255).astype(np.uint8)
+
+
+def outline(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Label of each outline pixel after nearest-neighbour resizing, one pixel wide, inside the structure."""
+    big = scaled(labels.astype(np.uint8), size, smooth=False)
+    inner = ndimage.minimum_filter(big, 3) == ndimage.maximum_filter(big, 3)
+    return np.where(inner, 0, big)
+
+
+def paint(target: np.ndarray, labels: np.ndarray, colors: Mapping[int, str], alpha: int = 255) -> None:
+    """Color the pixels of an RGBA picture by label, in place."""
+    for value, color in colors.items():
+        target[labels == value] = (*ImageColor.getrgb(color), alpha)
+
+
+def png(picture: np.ndarray) -> bytes:
+    """PNG bytes."""
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, format="PNG", optimize=True)
+    return stream.getvalue()
+
+
+def jpeg(picture: np.ndarray) -> bytes:
+    """JPEG bytes of a grey or RGB picture."""
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, format="JPEG", quality=88)
+    return stream.getvalue()
+
+
+def write_text(picture: np.ndarray, text: str, position: tuple[int, int], color: str = "white") -> np.ndarray:
+    """A copy with text at (x, y)."""
+    image = Image.fromarray(picture)
+    ImageDraw.Draw(image).text(position, text, fill=color)
+    return np.asarray(image)
+
+
+def tile(
+    image: np.ndarray,
+    layers: Mapping[str, np.ndarray],
+    *,
+    axis: int,
+    index: int,
+    spacing: Sequence[float],
+    limits: tuple[float, float],
+    width: int,
+    box: tuple[slice, slice] | None = None,
+    caption: str = "",
+) -> tuple[np.ndarray, np.ndarray]:
+    """One slice: grey picture (uint8) and RGBA overlay of the same size.
+
+    Parameters
+    ----------
+    image : ndarray
+        (X, Y, Z) canonical.
+    layers : mapping
+        Any of ``brain`` (bool), ``regions`` (indices), ``epvs`` (bool): outlines in the overlay.
+    axis, index : int
+        Which slice.
+    spacing : sequence of float
+        Voxel sizes, to keep proportions.
+    limits : tuple of float
+        Grey window.
+    width : int
+        Of the picture, in pixels.
+    box : tuple of slice, optional
+        Rows and columns of `plane` to show.
+    caption : str
+        Top left.
+    """
+    cut = box or (slice(None), slice(None))
+    part = plane(image, axis, index)[cut]
+    row, column = _pixels(axis, spacing)
+    size = (max(1, round(width * part.shape[0] * row / (part.shape[1] * column))), width)
+    base = scaled(grey(part, limits), size, smooth=True)
+    overlay = np.zeros((*size, 4), np.uint8)
+    if "regions" in layers:
+        edge = outline(plane(layers["regions"], axis, index)[cut], size)
+        paint(overlay, edge, {i: r.color for i, r in REGIONS.items()})
+    if "brain" in layers:
+        paint(overlay, outline(plane(layers["brain"], axis, index)[cut], size), {1: BRAIN_COLOR})
+    if "epvs" in layers:
+        big = scaled(plane(layers["epvs"], axis, index)[cut].astype(np.uint8), size, smooth=False)
+        paint(overlay, ndimage.binary_dilation(big > 0).astype(np.uint8) - (big > 0), {1: EPVS_COLOR})
+    if caption:
+        base = write_text(base, caption, (4, 2), "white")
+    if axis != 0:
+        base = write_text(base, "R", (4, size[0] - 14), "white")
+        base = write_text(base, "L", (width - 12, size[0] - 14), "white")
+    return base, overlay
+
+
+def grid(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Tiles of one width (and padded height) side by side."""
+    height = max(t.shape[0] for t in tiles)
+    padded = [np.pad(t, [(0, height - t.shape[0])] + [(0, 0)] * (t.ndim - 1)) for t in tiles]
+    while len(padded) % columns:
+        padded.append(np.zeros_like(padded[0]))
+    rows = [np.concatenate(padded[i : i + columns], axis=1) for i in range(0, len(padded), columns)]
+    return np.concatenate(rows, axis=0)
+
+
+def mosaic(
+    image: np.ndarray,
+    layers: Mapping[str, np.ndarray],
+    brain: np.ndarray,
+    spacing: Sequence[float],
+    *,
+    tiles: int = 24,
+    columns: int = 6,
+    width: int = 200,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Axial slices through the brain, two coronal and two sagittal: grey picture and overlay."""
+    limits = window(image, brain)
+    spots = []
+    for axis, count in ((2, tiles - 6), (1, 3), (0, 3)):
+        found = np.flatnonzero(brain.any(axis=tuple(a for a in range(3) if a != axis)))
+        if found.size == 0:
+            found = np.arange(image.shape[axis])
+        inner = np.linspace(found[0], found[-1], count + 2)[1:-1] if axis != 2 else np.linspace(found[0], found[-1], count)
+        spots += [(axis, int(round(v))) for v in inner]
+    box = _box(brain)
+    made = []
+    for axis, index in spots:
+        view = _view(box, axis, brain.shape)
+        made.append(
+            tile(
+                image,
+                layers,
+                axis=axis,
+                index=index,
+                spacing=spacing,
+                limits=limits,
+                width=width,
+                box=view,
+                caption=f"{'xyz'[axis]} {index}",
+            )
+        )
+    return grid([m[0] for m in made], columns), grid([m[1] for m in made], columns)
+
+
+def _box(mask: np.ndarray, margin: int = 12) -> tuple[slice, slice, slice]:
+    """Bounding box with a margin in voxels."""
+    found = ndimage.find_objects(mask.astype(np.uint8))
+    if not found:
+        return tuple(slice(0, n) for n in mask.shape)
+    return tuple(
+        slice(max(0, s.start - margin), min(n, s.stop + margin)) for s, n in zip(found[0], mask.shape, strict=True)
+    )
+
+
+def _view(box: tuple[slice, slice, slice], axis: int, shape: Sequence[int]) -> tuple[slice, slice]:
+    """Rows and columns of `plane` that show `box` (both directions are flipped there)."""
+    column, row = [a for a in range(3) if a != axis]
+    flip = [slice(shape[a] - box[a].stop, shape[a] - box[a].start) for a in (row, column)]
+    return flip[0], flip[1]
+
+
+def region_view(mask: np.ndarray, index: int, margin: int = 20) -> tuple[slice, slice]:
+    """Rows and columns of the axial `plane` that show a region in one slice, whole slice where it is absent."""
+    part = np.zeros_like(mask)
+    part[:, :, index] = mask[:, :, index]
+    return _view(_box(part if part.any() else mask, margin), 2, mask.shape)
