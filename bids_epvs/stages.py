@@ -127,14 +127,14 @@ def _write_preparation(scan: Scan, settings: Settings, result: Any, key: str, no
         meta = {"Sources": _sources(scan, settings, *dict.fromkeys((name, "T2w"))), "SkullStripped": False}
         meta["Description"] = "N4 bias-corrected" + ("" if name == "T2w" else ", rigidly resampled onto the T2w")
         data = np.asarray(result.images[name].dataobj, dtype=np.float32)
-        write.image(path, to_native(data, native).dataobj, native, meta={**meta, write.KEY: key})
+        write.image(path, to_native(data, native), native, meta={**meta, write.KEY: key})
     target = transform(scan, settings)
     write.atomically(target, lambda p: ants.write_world_transform(result.alignment.transform, native, icbm152("T1w"), p))
     write.as_json(paths.sidecar(target), {"Sources": _sources(scan, settings, "T2w"), write.KEY: key})
     source = {"Sources": _sources(scan, settings, "T2w"), write.KEY: key}
-    brain = to_native(result.anatomy.brain, native).dataobj
+    brain = to_native(result.anatomy.brain, native)
     write.image(files["brain"], brain, native, meta={**source, "RawSources": source["Sources"], "Type": "Brain"})
-    csf = to_native(result.csf, native).dataobj
+    csf = to_native(result.csf, native)
     about = "Ventricles, cisterns and sulci, left out of the search"
     write.image(files["csf"], csf, native, meta={**source, "Type": "Brain", "Description": about})
     spacing = tuple(float(v) for v in np.diag(result.images["T2w"].affine)[:3])
@@ -149,7 +149,7 @@ def _write_preparation(scan: Scan, settings: Settings, result: Any, key: str, no
     write.table(files["regions"].with_name(files["regions"].name.replace(".nii.gz", ".tsv")), table)
     write.image(
         files["regions"],
-        to_native(result.regions, native).dataobj,
+        to_native(result.regions, native),
         native,
         meta={
             **source,
@@ -220,10 +220,10 @@ def model(scan: Scan, settings: Settings, name: str, prepared_key: str, note: di
     used = paths.bids_uri(images(scan, settings)["T2w"], settings.output_dir, "")
     meta = {"Sources": [used], "Parameters": dict(prediction.parameters), "Model": name, "DOI": spec.doi}
     meta |= {"Notes": list(prediction.notes), "Calibrated": spec.calibrated, write.KEY: key}
-    write.image(files["probability"], to_native(prediction.probability, native).dataobj, native, meta=meta)
-    write.image(files["mask"], to_native(labels > 0, native).dataobj, native, meta={**meta, "Type": "Lesion"})
+    write.image(files["probability"], to_native(prediction.probability, native), native, meta=meta)
+    write.image(files["mask"], to_native(labels > 0, native), native, meta={**meta, "Type": "Lesion"})
     small = labels.astype(np.uint16 if labels.max() < 65536 else np.int32)
-    write.image(files["instances"], to_native(small, native).dataobj, native, meta={**meta, "Manual": False})
+    write.image(files["instances"], to_native(small, native), native, meta={**meta, "Manual": False})
     return key
 
 

@@ -253,4 +253,21 @@ def write_world_transform(transform: Transform, native: Nifti1Image, template: N
             whichtoinvert=[*transform.invert, False],
             compose=prefix,
         )
-        ants.write_transform(ants.transform_from_displacement_field(ants.image_read(field)), str(path))
+        _write_field(ants.image_read(field), path)
+
+
+def _write_field(field: ants.ANTsImage, path: Path) -> None:
+    """A displacement field as an ITK HDF5 transform (antspyx writes linear transforms only)."""
+    import h5py
+
+    vectors = field.numpy().astype(np.float32)
+    geometry = [*vectors.shape[:3], *field.origin, *field.spacing, *np.asarray(field.direction).ravel()]
+    text = h5py.string_dtype(encoding="ascii")
+    with h5py.File(path, "w") as file:
+        for name, value in (("ITKVersion", "5.4.0"), ("HDFVersion", "1.14"), ("OSName", "any"), ("OSVersion", "any")):
+            file.create_dataset(name, data=[value], dtype=text)
+        group = file.create_group("TransformGroup/0")
+        group.create_dataset("TransformType", data=["DisplacementFieldTransform_float_3_3"], dtype=text)
+        group.create_dataset("TransformFixedParameters", data=np.asarray(geometry, np.float64))
+        flat = vectors.transpose(2, 1, 0, 3).ravel()
+        group.create_dataset("TransformParameters", data=flat, compression="gzip", compression_opts=4)

@@ -86,13 +86,12 @@ def canonical(image: Nifti1Image) -> Nifti1Image:
     return nib.Nifti1Image(np.ascontiguousarray(turned.dataobj), affine)
 
 
-def to_native(data: np.ndarray, native: Nifti1Image) -> Nifti1Image:
-    """Canonical-frame voxels back on the grid and with the affine of `native` (inverse of `canonical`)."""
+def to_native(data: np.ndarray, native: Nifti1Image) -> np.ndarray:
+    """Canonical-frame voxels back on the grid of `native` (inverse of `to_canonical`)."""
     back = nib.orientations.ornt_transform(
         nib.orientations.axcodes2ornt("RAS"), nib.io_orientation(native.affine)
     )
-    turned = nib.orientations.apply_orientation(data, back)
-    return nib.Nifti1Image(np.ascontiguousarray(turned), native.affine)
+    return np.ascontiguousarray(nib.orientations.apply_orientation(data, back))
 
 
 def to_canonical(image: Nifti1Image, native: Nifti1Image) -> np.ndarray:
