@@ -73,7 +73,7 @@ def configure(verbose: int) -> None:
     """Log lines of this process to standard error."""
     level = LEVELS.get(max(-1, min(2, verbose)), logging.WARNING)
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-    for noisy in ("matplotlib", "PIL", "bids", "templateflow"):
+    for noisy in ("matplotlib", "PIL", "bids", "bidsschematools", "templateflow", "fontTools"):
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
 
 

@@ -261,5 +261,10 @@ def group(settings: Settings) -> Path:
             remedy="Run the participant level first.",
         )
     table.write_tables(collected, settings.output_dir)
-    html = group_report.render(collected, settings.output_dir, version=__version__)
+    html = group_report.render(
+        collected,
+        thumbnails=table.thumbnails(settings.output_dir, collected.notes),
+        methods=boilerplate.methods(settings),
+        versions=logs.versions(),
+    )
     return write.text(settings.output_dir / "group.html", html)

@@ -71,8 +71,6 @@ class Prepared:
         Regions with hemispheres, indices of `prepare.regions.REGIONS`.
     csf : ndarray of bool
         Ventricles and sulci, never an EPVS.
-    template_z : ndarray of float32
-        Height in the template (mm, ICBM152) of the centre of each axial slice.
     spacing : tuple of float
         Voxel sizes (mm) along R, A, S.
     native : Nifti1Image
@@ -166,3 +164,47 @@ class Outcome:
     error: str = ""
     crash_file: str = ""
     stages: tuple[tuple[str, float, float, bool], ...] = ()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A session that has no results.
+
+    Attributes
+    ----------
+    label : str
+        ``sub-01_ses-1``.
+    reason : str
+        One line, with the remedy where there is one.
+    """
+
+    label: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """All finished sessions of an output directory.
+
+    Attributes
+    ----------
+    wide : DataFrame
+        A row per session: ``participant_id``, ``session_id`` (in datasets with sessions), columns of participants.tsv
+        and sessions.tsv, then those of the results.
+    long : DataFrame
+        The summary tables below each other, with ``participant_id``, ``session_id`` and ``label``.
+    columns : mapping
+        Description of each column of `wide`, for the sidecar.
+    covariates : tuple of str
+        Columns of `wide` that come from the dataset.
+    failures : tuple of Failure
+    notes : mapping
+        Quality warnings by session label.
+    """
+
+    wide: pd.DataFrame
+    long: pd.DataFrame
+    columns: Mapping[str, Mapping[str, object]]
+    covariates: tuple[str, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,6 +58,9 @@ class Settings:
     registration: str = "deformable"
 
     def __post_init__(self) -> None:
+        for name in ("bids_dir", "output_dir", "bids_filter_file", "bids_database_dir", "weights_dir", "work_dir"):
+            if getattr(self, name) is not None:  # absolute, links kept: files are named relative to the dataset
+                object.__setattr__(self, name, Path(os.path.abspath(getattr(self, name))))
         for name, low in {"nprocs": 1, "omp_nthreads": 1, "random_seed": 0, "min_volume_mm3": 0}.items():
             if getattr(self, name) < low:
                 raise UsageError(f"expected at least {low}, received {getattr(self, name)}.", where=option(name))

@@ -138,8 +138,6 @@ def _write_preparation(scan: Scan, settings: Settings, result: Any, key: str, no
     about = "Ventricles, cisterns and sulci, left out of the search"
     write.image(files["csf"], csf, native, meta={**source, "Type": "Brain", "Description": about})
     spacing = tuple(float(v) for v in np.diag(result.images["T2w"].affine)[:3])
-    from bids_epvs.prepare.regions import rating_slices
-
     table = pd.DataFrame(
         [
             {"index": i, "name": r.full_name, "abbreviation": r.abbreviation, "color": r.color}
@@ -156,7 +154,7 @@ def _write_preparation(scan: Scan, settings: Settings, result: Any, key: str, no
             "Manual": False,
             "Atlas": "packaged" if not find_segmentation(scan, settings.derivatives) else "given with -d",
             "CanonicalVoxelToTemplate": result.to_template.round(6).tolist(),
-            "RatingSlices": rating_slices(result.anatomy.labels, spacing, result.to_template),
+            "RatingSlices": dict(result.slices),
             "BrainVolume_mm3": float(result.anatomy.brain.sum() * np.prod(spacing)),
             "TemplateCorrelation": round(result.alignment.similarity, 4),
             "QualityNotes": notes,

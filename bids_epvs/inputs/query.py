@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -175,7 +176,7 @@ def choose(files: list[Any]) -> tuple[Path | None, list[str]]:
     ranked = sorted(
         files, key=lambda f: (*header_rank(Path(f.path)), -int(f.entities.get("run") or 0), Path(f.path).name)
     )
-    best = Path(ranked[0].path)
+    best = Path(os.path.abspath(ranked[0].path))
     return best, [f"{Path(f.path).name} found, not used ({best.name} preferred)" for f in ranked[1:]]
 
 
@@ -283,7 +284,6 @@ def validate(root: Path, chosen: Iterable[str]) -> None:
     InvalidDatasetError
         It reports errors.
     """
-    import os
     import shutil
     import subprocess
     import sys

@@ -149,7 +149,7 @@ def register(
             aff_iterations=(1000, 500, 250),
             aff_shrink_factors=(4, 2, 1),
             aff_smoothing_sigmas=(2, 1, 0),
-            aff_random_sampling_rate=0.3,
+            aff_random_sampling_rate=0.1 if kind == "rigid" else 0.3,
             syn_metric=metric,
             syn_sampling=2 if metric == "CC" else 32,
             reg_iterations=tuple(iterations),

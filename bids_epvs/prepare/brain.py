@@ -20,12 +20,14 @@ from bids_epvs.errors import DataError
 from bids_epvs.prepare import atlas, regions
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.prepare.register import Alignment
-from bids_epvs.prepare.resample import coarse_grid, resample
+from bids_epvs.prepare.resample import affine_sample, coarse_grid, iso_grid, resample
 
 if TYPE_CHECKING:
     from bids_epvs.prepare.ants import Transform
 
 WORK_MM = 1.0
+SMOOTH_MM = 0.8
+"""Standard deviation (mm) of the smoothing of label scores along axes with small voxels."""
 _CLASSES = ("CSF", "GM", "WM", "DGM")
 _CLASS_OF = {"CSF": "CSF", "GM": "GM", "WM": "WM", "DGM": "DGM", "Pallidum": "DGM"}
 _INDICES = np.array(list(ATLAS_LABELS), np.int16)
@@ -54,20 +56,45 @@ def work_grid(image: Nifti1Image) -> Nifti1Image:
     return coarse_grid(image, tuple(np.maximum(spacing, WORK_MM)))
 
 
-def priors(alignment: Alignment, grid: Nifti1Image) -> np.ndarray:
-    """Atlas probabilities on a grid of the scan, float32 (X, Y, Z, labels); 0 outside the atlas.
-
-    The transform is evaluated once, on template coordinates; all labels are then interpolated together (trilinear).
-    """
+def atlas_voxels(alignment: Alignment, grid: Nifti1Image) -> np.ndarray:
+    """Where each voxel of a grid of the scan lies in the atlas (fractional voxels), float32 (X, Y, Z, 3); -1 outside."""
     from bids_epvs.prepare import ants
 
     source = atlas.probabilities()
-    data = np.asarray(source.dataobj)
-    ramps = np.stack(np.meshgrid(*[np.arange(n, dtype=np.float32) + 1 for n in data.shape[:3]], indexing="ij"), -1)
-    ramp_image = nib.Nifti1Image(ramps, source.affine)
-    where = np.asarray(ants.apply(ramp_image, grid, alignment.transform).dataobj) - 1
-    out = np.zeros((*grid.shape[:3], data.shape[3]), np.float32)
-    valid = (where >= 0).all(axis=-1) & (where < np.array(data.shape[:3]) - 1).all(axis=-1)
+    ramps = np.meshgrid(*[np.arange(n, dtype=np.float32) + 1 for n in source.shape[:3]], indexing="ij")
+    image = nib.Nifti1Image(np.stack(ramps, -1), source.affine)
+    return np.asarray(ants.apply(image, grid, alignment.transform).dataobj) - 1
+
+
+def template_points(alignment: Alignment, image: Nifti1Image, spacing: float = 2.0) -> Nifti1Image:
+    """ICBM152 millimetres of each voxel of a coarse grid over a scan, (X, Y, Z, 3); NaN outside the atlas."""
+    grid = iso_grid(image, spacing)
+    where = atlas_voxels(alignment, grid)
+    affine = atlas.probabilities().affine
+    points = where @ affine[:3, :3].T + affine[:3, 3]
+    points[(where < 0).any(axis=-1)] = np.nan
+    return nib.Nifti1Image(points.astype(np.float32), grid.affine)
+
+
+def inside_skull(where: np.ndarray) -> np.ndarray:
+    """Probability of brain or its fluid at `atlas_voxels`, float32 (X, Y, Z); 0 outside the atlas."""
+    data = np.asarray(atlas.brain().dataobj)
+    return ndimage.map_coordinates(data, np.moveaxis(where, -1, 0), order=1, mode="constant")
+
+
+def priors(where: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Atlas probabilities, float32 (X, Y, Z, labels), at `atlas_voxels`; all labels interpolated together (trilinear).
+
+    Parameters
+    ----------
+    where : ndarray
+        (X, Y, Z, 3).
+    wanted : ndarray of bool
+        Voxels to compute; the others, and those outside the atlas, are 0.
+    """
+    data = np.asarray(atlas.probabilities().dataobj)
+    out = np.zeros((*where.shape[:3], data.shape[3]), np.float32)
+    valid = wanted & (where >= 0).all(axis=-1) & (where < np.array(data.shape[:3]) - 1).all(axis=-1)
     points = where[valid]
     base = np.floor(points).astype(np.intp)
     part = points - base
@@ -152,17 +179,24 @@ def _scaled(image: Nifti1Image, mask: np.ndarray) -> np.ndarray:
     return (np.clip(inside, low, high) - low) / max(high - low, 1e-6)
 
 
-def label_map(prior: np.ndarray, posterior: dict[str, np.ndarray], mask: np.ndarray) -> np.ndarray:
-    """Most probable label: prior of the label, reweighted by posterior over prior of its tissue (int16)."""
+def label_map(
+    prior: np.ndarray, posterior: dict[str, np.ndarray], mask: np.ndarray, spacing: Sequence[float]
+) -> np.ndarray:
+    """Most probable label: prior of the label, reweighted by posterior over prior of its tissue (int16).
+
+    Cortex and deep grey matter share one weight: their intensities overlap, so the atlas decides between them. The
+    scores are smoothed by `SMOOTH_MM`, so that noise makes no islands.
+    """
+    sigma = [SMOOTH_MM / s if s < 2 * SMOOTH_MM else 0.0 for s in spacing]
     kinds = [_CLASS_OF.get(e.tissue) if e.brain else None for e in ATLAS_LABELS.values()]
     best = np.full(mask.shape, -1.0, np.float32)
     out = np.zeros(mask.shape, np.int16)
-    for name in _CLASSES:
-        members = [k for k, c in enumerate(kinds) if c == name]
+    for names in (("CSF",), ("GM", "DGM"), ("WM",)):
+        members = [k for k, c in enumerate(kinds) if c in names]
         total = np.maximum(prior[..., members].sum(-1), 1e-3)
-        weight = posterior[name] / total
+        weight = sum(posterior[name] for name in names) / total
         for k in members:
-            score = prior[..., k] * weight
+            score = ndimage.gaussian_filter(prior[..., k] * weight, sigma, truncate=3)
             better = mask & (score > best)
             best[better] = score[better]
             out[better] = _INDICES[k]
@@ -181,15 +215,31 @@ def upsample_labels(labels: np.ndarray, grid: Nifti1Image, target: Nifti1Image) 
     """
     if grid.shape[:3] == target.shape[:3] and np.allclose(grid.affine, target.affine):
         return labels.copy()
-    best = np.full(target.shape[:3], 0.0, np.float32)
+    matrix = np.linalg.inv(grid.affine) @ target.affine
+    best = affine_sample((labels == 0).astype(np.float32), matrix, target.shape[:3], order=1)
     out = np.zeros(target.shape[:3], labels.dtype)
-    for index in np.unique(labels):
-        one = nib.Nifti1Image((labels == index).astype(np.float32), grid.affine)
-        score = np.asarray(resample(one, target, antialias=False).dataobj)
-        better = score > best
-        best[better] = score[better]
-        out[better] = index
+    for index, source in enumerate(ndimage.find_objects(labels), start=1):
+        if source is None:
+            continue
+        box = _reached(source, matrix, target.shape[:3])
+        corner = np.eye(4)
+        corner[:3, 3] = [b.start for b in box]
+        shape = tuple(b.stop - b.start for b in box)
+        score = affine_sample((labels == index).astype(np.float32), matrix @ corner, shape, order=1)
+        better = score > best[box]
+        best[box] = np.where(better, score, best[box])
+        out[box] = np.where(better, index, out[box])
     return out
+
+
+def _reached(box: tuple[slice, ...], matrix: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """The part of a target grid that a box of source voxels and their neighbours reach; `matrix` leads to the source."""
+    ends = np.array([(b.start - 1.0, b.stop) for b in box])
+    corners = np.array(np.meshgrid(*ends, indexing="ij")).reshape(3, -1)
+    back = np.linalg.inv(matrix)
+    there = back[:3, :3] @ corners + back[:3, 3:]
+    low, high = np.floor(there.min(axis=1)).astype(int), np.ceil(there.max(axis=1)).astype(int) + 1
+    return tuple(slice(max(0, int(a)), min(n, max(0, int(b)))) for a, b, n in zip(low, high, shape, strict=True))
 
 
 def from_atlas(images: Sequence[Nifti1Image], alignment: Alignment) -> Anatomy:
@@ -205,17 +255,18 @@ def from_atlas(images: Sequence[Nifti1Image], alignment: Alignment) -> Anatomy:
     full = images[0]
     grid = work_grid(full)
     coarse = [resample(i, grid) for i in images]
-    prior = priors(alignment, grid)
+    where = atlas_voxels(alignment, grid)
+    skull = inside_skull(where)
+    prior = priors(where, skull > 0.01)
     spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
     if alignment.stripped:
         inside = np.asarray(coarse[0].dataobj)
-        prior_inside = prior[..., _IN_SKULL].sum(-1)
-        foreground = inside > 0.12 * np.percentile(inside[prior_inside > 0.5], 98)
-        mask = brain_mask(ndimage.binary_closing(foreground, iterations=2) & (prior_inside > 0.01), spacing)
+        foreground = inside > 0.12 * np.percentile(inside[skull > 0.5], 98)
+        mask = brain_mask(ndimage.binary_closing(foreground, iterations=2) & (skull > 0.01), spacing)
     else:
-        mask = brain_mask(prior[..., _IN_SKULL].sum(-1), spacing)
+        mask = brain_mask(skull, spacing)
     posterior = tissue_posteriors(coarse, mask, prior)
-    labels = label_map(prior, posterior, mask)
+    labels = label_map(prior, posterior, mask, spacing)
     as_image = nib.Nifti1Image(mask.astype(np.float32), grid.affine)
     brain = np.asarray(resample(as_image, full, antialias=False).dataobj) > 0.5
     fine = upsample_labels(labels, grid, full)

@@ -2,12 +2,14 @@
 
 - basal ganglia: caudate, putamen, pallidum, accumbens, the capsules between them, the subinsular white matter;
 - centrum semiovale: cerebral white matter above the lateral ventricles;
-- hippocampus; thalamus; midbrain: the brainstem above the pons;
+- hippocampus; thalamus; midbrain: the brainstem above the pons, with the cerebral peduncles (ventral diencephalon of
+  FreeSurfer below the plane from the mamillary bodies to the posterior commissure);
 - other white matter: the remaining cerebral white matter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +58,11 @@ PONS_TOP = np.array([0.0, -24.0, -19.0])
 """A point (mm, ICBM152) of the plane between pons and midbrain."""
 PONS_NORMAL = np.array([0.0, 0.34, 0.94])
 """Its normal, towards the midbrain: the plane runs from the pontomesencephalic sulcus to below the inferior colliculi."""
+MIDBRAIN_TOP = np.array([0.0, -20.0, -7.0])
+"""A point of the plane between midbrain and diencephalon: from the mamillary bodies to the posterior commissure."""
+MIDBRAIN_TOP_NORMAL = np.array([0.0, 0.447, 0.894])
+PLANES = {"pons": (PONS_TOP, PONS_NORMAL), "diencephalon": (MIDBRAIN_TOP, MIDBRAIN_TOP_NORMAL)}
+"""Lower and upper limit of the midbrain."""
 ANTERIOR_COMMISSURE = np.array([0.0, 2.0, -4.0])
 """In ICBM152 millimetres."""
 
@@ -100,7 +107,13 @@ def hemispheres(shape: tuple[int, int, int], to_template: np.ndarray) -> np.ndar
     return np.where(x < 0, 1, 2).astype(np.uint8)
 
 
-def from_labels(labels: np.ndarray, spacing: tuple[float, float, float], to_template: np.ndarray) -> np.ndarray:
+def from_labels(
+    labels: np.ndarray,
+    spacing: tuple[float, float, float],
+    to_template: np.ndarray,
+    *,
+    above: Mapping[str, np.ndarray] | None = None,
+) -> np.ndarray:
     """Regions from atlas labels.
 
     Parameters
@@ -111,6 +124,8 @@ def from_labels(labels: np.ndarray, spacing: tuple[float, float, float], to_temp
         Voxel sizes in mm.
     to_template : ndarray
         4 x 4, voxels to ICBM152 millimetres (affine).
+    above : mapping, optional
+        Height (mm) of each voxel above the `PLANES`, where a deformable transform gives it; by default the affine does.
 
     Returns
     -------
@@ -120,16 +135,17 @@ def from_labels(labels: np.ndarray, spacing: tuple[float, float, float], to_temp
     side = hemispheres(labels.shape, to_template)
     white = np.isin(labels, (2, 41))
     top = ventricle_top(labels, spacing)
-    above = np.zeros(labels.shape, bool)
+    high = np.zeros(labels.shape, bool)
     if top is not None:
-        above[:, :, top + 1 :] = True
-    pons = heights(labels.shape, to_template, (PONS_TOP, PONS_NORMAL))
+        high[:, :, top + 1 :] = True
+    height = above or {name: heights(labels.shape, to_template, plane) for name, plane in PLANES.items()}
+    peduncles = np.isin(labels, (28, 60)) & (height["diencephalon"] < 0)
     masks = {
-        "OtherWhiteMatter": white & ~above,
-        "CentrumSemiovale": white & above,
+        "OtherWhiteMatter": white & ~high,
+        "CentrumSemiovale": white & high,
         "Hippocampus": np.isin(labels, (17, 53)),
-        "Thalamus": np.isin(labels, (10, 49)),
-        "Midbrain": (labels == 16) & (pons > 0),
+        "Thalamus": _without_holes(np.isin(labels, (10, 49)), labels),
+        "Midbrain": ((labels == 16) | peduncles) & (height["pons"] > 0),
         "BasalGanglia": basal_ganglia(labels, spacing, to_template),
     }
     lateral = {2: 1, 41: 2, 17: 1, 53: 2, 10: 1, 49: 2, 11: 1, 50: 2, 12: 1, 51: 2, 13: 1, 52: 2, 26: 1, 58: 2}
@@ -164,6 +180,15 @@ def basal_ganglia(labels: np.ndarray, spacing: tuple[float, float, float], to_te
         capsule |= white[box] & (distance <= SUBINSULAR_MM) & lateral
     out = nuclei.copy()
     out[box] |= capsule
+    return _without_holes(out, labels)
+
+
+def _without_holes(mask: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The mask with the holes of each axial slice filled, unless they hold fluid."""
+    fluid = np.isin(labels, (0, 4, 43, 14, 15, 24))
+    out = mask.copy()
+    for k in np.flatnonzero(mask.any(axis=(0, 1))):
+        out[..., k] |= ndimage.binary_fill_holes(mask[..., k]) & ~fluid[..., k]
     return out
 
 
@@ -187,14 +212,22 @@ def _padded_box(mask: np.ndarray, spacing: tuple[float, ...], margin_mm: float) 
     )
 
 
-def rating_slices(labels: np.ndarray, spacing: tuple[float, ...], to_template: np.ndarray) -> dict[str, int]:
+def rating_slices(labels: np.ndarray, spacing: tuple[float, ...], commissure: float) -> dict[str, int]:
     """Axial slices (canonical index) that visual scales name; those outside the scan are left out.
 
     ``anterior_commissure`` (Adams, basal ganglia), ``ventricle_top`` and ``adams_cso``, 1 cm above it.
+
+    Parameters
+    ----------
+    labels : ndarray of int
+        (X, Y, Z), canonical frame.
+    spacing : tuple of float
+        Voxel sizes in mm.
+    commissure : float
+        Height of the anterior commissure, in slices.
     """
     out: dict[str, int] = {}
-    voxel = np.linalg.inv(to_template) @ np.r_[ANTERIOR_COMMISSURE, 1.0]
-    wanted = {"anterior_commissure": round(float(voxel[2]))}
+    wanted = {"anterior_commissure": round(commissure)}
     top = ventricle_top(labels, spacing)
     if top is not None:
         wanted |= {"ventricle_top": top, "adams_cso": top + round(10.0 / spacing[2])}

@@ -12,7 +12,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 
 from bids_epvs.prepare import bias, brain, intensity, regions, register
-from bids_epvs.prepare.resample import canonical, canonical_to_world
+from bids_epvs.prepare.resample import canonical, canonical_to_world, resample
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ class Result:
         See `records.Prepared`.
     to_template : ndarray
         4 x 4, canonical voxels to ICBM152 mm (affine).
+    slices : mapping
+        See `records.Prepared`.
     alignment : Alignment
     notes : tuple of str
         Quality warnings.
@@ -44,6 +46,7 @@ class Result:
     regions: np.ndarray
     csf: np.ndarray
     to_template: np.ndarray
+    slices: Mapping[str, int]
     alignment: register.Alignment
     notes: tuple[str, ...]
 
@@ -91,13 +94,35 @@ def prepare(
     to_template = alignment.to_template @ t2w.affine
     logger.info("preparation 5: regions and large fluid")
     spacing = tuple(float(v) for v in np.diag(t2w.affine)[:3])
-    found = regions.from_labels(anatomy.labels, spacing, to_template)
+    points = brain.template_points(alignment, t2w)
+    found = regions.from_labels(anatomy.labels, spacing, to_template, above=_heights(points, t2w))
+    slices = regions.rating_slices(anatomy.labels, spacing, _commissure(points, t2w))
     data = np.asarray(t2w.dataobj)
     white, ventricles = np.isin(anatomy.labels, (2, 41)), np.isin(anatomy.labels, (4, 43))
     level = intensity.levels(data, white, ventricles)
     csf = intensity.large_fluid(data, anatomy.labels, spacing, level)
     notes = quality_notes(alignment, variation, anatomy, found, spacing)
-    return Result(aligned, anatomy, found, csf, to_template, alignment, notes)
+    return Result(aligned, anatomy, found, csf, to_template, slices, alignment, notes)
+
+
+def _heights(points: Nifti1Image, t2w: Nifti1Image) -> dict[str, np.ndarray]:
+    """Height (mm) of each voxel above `regions.PLANES`, through the full transform; -99 outside the atlas."""
+    out = {}
+    for name, (point, normal) in regions.PLANES.items():
+        height = (np.asarray(points.dataobj) - point) @ (normal / np.linalg.norm(normal))
+        coarse = nib.Nifti1Image(np.nan_to_num(height, nan=-99.0).astype(np.float32), points.affine)
+        out[name] = np.asarray(resample(coarse, t2w, antialias=False).dataobj)
+    return out
+
+
+def _commissure(points: Nifti1Image, t2w: Nifti1Image) -> float:
+    """Height of the anterior commissure in slices of the T2w; -1 where the scan does not cover it."""
+    distance = np.linalg.norm(np.asarray(points.dataobj) - regions.ANTERIOR_COMMISSURE, axis=-1)
+    if not (distance < 4.0).any():
+        return -1.0
+    at = np.unravel_index(int(np.nanargmin(distance)), distance.shape)
+    voxel = np.linalg.inv(t2w.affine) @ points.affine @ np.r_[at, 1.0]
+    return float(voxel[2])
 
 
 def _in_frame(image: Nifti1Image, native: Nifti1Image) -> Nifti1Image:

@@ -77,6 +77,12 @@ def jpeg(picture: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
+def blended(base: np.ndarray, overlay: np.ndarray) -> np.ndarray:
+    """RGB picture of a grey base under an RGBA overlay."""
+    below = Image.fromarray(base).convert("RGBA")
+    return np.asarray(Image.alpha_composite(below, Image.fromarray(overlay)).convert("RGB"))
+
+
 def write_text(picture: np.ndarray, text: str, position: tuple[int, int], color: str = "white") -> np.ndarray:
     """A copy with text at (x, y)."""
     image = Image.fromarray(picture)

@@ -119,6 +119,7 @@ def _session(view: View, pictures: dict[str, bytes]) -> dict:
         return out
     out["spacing"] = " x ".join(f"{s:.2f}" for s in view.prepared.spacing)
     out["mosaic"] = _mosaic(view, pictures)
+    pictures[f"{view.scan.label}_thumbnail.jpg"] = _thumbnail(view)
     if view.summary is not None:
         out["tables"] = [(load(m), table_rows(view.summary, m)) for m in view.masks]
         out["decisions"] = [d for m in view.masks for d in _decisions(view, m, pictures)]
@@ -150,6 +151,35 @@ def _mosaic(view: View, pictures: dict[str, bytes]) -> dict:
         uri = _keep(pictures, f"{view.scan.label}_{name}.png", figures.png(found))
         layers.append((name, f"EPVS by {name}", uri))
     return {"base": _keep(pictures, f"{view.scan.label}_T2w.jpg", figures.jpeg(base)), "layers": layers}
+
+
+def _thumbnail(view: View) -> bytes:
+    """One axial slice with regions and EPVS drawn in, for the contact sheet of the group report (JPEG)."""
+    prepared = view.prepared
+    assert prepared is not None  # the caller checked
+    index = _middle(prepared)
+    if view.summary is not None:
+        rows = view.summary[(view.summary["region"] == "BasalGanglia") & (view.summary["hemisphere"] == "both")]
+        found = rows["slice"].dropna()
+        index = int(found.iloc[0]) if len(found) else index
+    epvs = next(iter(view.masks.values())) > 0 if view.masks else np.zeros(prepared.brain.shape, bool)
+    base, overlay = figures.tile(
+        prepared.images["T2w"],
+        {"brain": prepared.brain, "epvs": epvs},
+        axis=2,
+        index=index,
+        spacing=prepared.spacing,
+        limits=figures.window(prepared.images["T2w"], prepared.brain),
+        width=220,
+    )
+    return figures.jpeg(figures.blended(base, overlay))
+
+
+def _middle(prepared: Prepared) -> int:
+    """The axial slice with the most basal ganglia, or the middle one."""
+    inside = [i for i, r in REGIONS.items() if r.name == "BasalGanglia"]
+    area = np.isin(prepared.regions, inside).sum(axis=(0, 1))
+    return int(np.argmax(area)) if area.any() else prepared.brain.shape[2] // 2
 
 
 def _keep(pictures: dict[str, bytes], name: str, content: bytes) -> str:

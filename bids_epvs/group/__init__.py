@@ -1,0 +1,1 @@
+"""All subjects together: ``table`` (tables of the sessions -> one row a session)."""

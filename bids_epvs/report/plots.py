@@ -1,0 +1,73 @@
+"""Statistical figures as inline SVG."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "bids_epvs",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def distributions(values: Mapping[str, np.ndarray], label: str) -> str:
+    """A panel for each name: every value as a dot, quartiles as a box.
+
+    Parameters
+    ----------
+    values : mapping
+        Name -> values, none missing.
+    label : str
+        Of the axis, with its unit.
+
+    Returns
+    -------
+    str
+        An ``<svg>`` element, the same for the same values.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7.0, 0.5 + 0.62 * max(len(values), 1)), layout="constrained")
+        axes = figure.subplots(max(len(values), 1), 1, squeeze=False)[:, 0]
+        for ax, (name, found) in zip(axes, values.items(), strict=False):
+            _strip(ax, found)
+            ax.set_ylabel(name, rotation=0, ha="right", va="center")
+        axes[-1].set_xlabel(label)
+        return svg(figure)
+
+
+def _strip(ax: Any, values: np.ndarray) -> None:
+    """Dots with a fixed jitter over a box plot."""
+    ax.set_yticks([])
+    ax.spines["left"].set_visible(False)
+    if len(values) == 0:
+        ax.text(0.5, 0.5, "no value", transform=ax.transAxes, ha="center", va="center")
+        return
+    grey = {"color": "#8a94a3"}
+    ax.boxplot(
+        values, positions=[0.0], orientation="horizontal", widths=0.8, showfliers=False, boxprops=grey, whiskerprops=grey,
+        capprops=grey, medianprops={"color": "#1c2430"},
+    )  # fmt: skip
+    jitter = ((np.arange(len(values)) * 0.618034) % 1 - 0.5) * 0.6
+    ax.plot(values, jitter, "o", markersize=4, color="#0b5cad", alpha=0.6, markeredgewidth=0)
+    ax.set_yticks([])
+
+
+def svg(figure: Any) -> str:
+    """The ``<svg>`` element of a figure, without date and with a width that follows the page."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    return re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 width="100%"', re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1)

@@ -1,0 +1,1 @@
+"""Simulated heads with known EPVS: ``anatomy``, ``tubes``, ``contrast``, and ``dataset`` (files and command line)."""

@@ -1,0 +1,332 @@
+"""Perivascular spaces as curved tubes: where they are, which way they run, and how much of each voxel they fill."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from bids_epvs.prepare.labels import ATLAS_LABELS
+from bids_epvs.prepare.regions import REGIONS
+from bids_epvs.synth.anatomy import Anatomy
+
+STEP_MM = 0.5
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What EPVS of one region look like.
+
+    Attributes
+    ----------
+    diameter_mm, length_mm : float
+        Medians; the logarithm of both is normal.
+    diameter_sigma, length_sigma : float
+        Standard deviations of the logarithms.
+    spread_deg : float
+        Deviation of the course from the region's direction field.
+    """
+
+    diameter_mm: float
+    length_mm: float
+    diameter_sigma: float = 0.35
+    length_sigma: float = 0.45
+    spread_deg: float = 12.0
+
+
+PRIORS: Mapping[str, Prior] = {
+    "CentrumSemiovale": Prior(1.1, 6.5),
+    "OtherWhiteMatter": Prior(1.1, 6.0),
+    "BasalGanglia": Prior(1.3, 4.0),
+    "Thalamus": Prior(1.0, 3.0, spread_deg=30.0),
+    "Hippocampus": Prior(1.1, 2.5, spread_deg=60.0),
+    "Midbrain": Prior(1.1, 3.0, spread_deg=25.0),
+}
+DIAMETER_RANGE_MM = (0.4, 3.0)
+LENGTH_RANGE_MM = (1.5, 20.0)
+
+BURDENS: Mapping[str, Mapping[str, tuple[float, float]]] = {
+    "low": {"CentrumSemiovale": (5, 40), "BasalGanglia": (0, 10)},
+    "mid": {"CentrumSemiovale": (30, 150), "BasalGanglia": (8, 40)},
+    "high": {"CentrumSemiovale": (150, 500), "BasalGanglia": (35, 120)},
+}
+"""Range of the number of EPVS (log-uniform in the centrum semiovale, uniform elsewhere)."""
+
+
+@dataclass(frozen=True)
+class Tube:
+    """One EPVS.
+
+    Attributes
+    ----------
+    region : int
+        Index of `REGIONS`.
+    points : ndarray
+        (n, 3), mm of the head.
+    radius : ndarray
+        (n,), mm.
+    """
+
+    region: int
+    points: np.ndarray
+    radius: np.ndarray
+
+    @property
+    def length_mm(self) -> float:
+        """Length of the centre line."""
+        return float(np.linalg.norm(np.diff(self.points, axis=0), axis=1).sum())
+
+    @property
+    def diameter_mm(self) -> float:
+        """Mean diameter."""
+        return float(2 * self.radius.mean())
+
+
+def sample_counts(rng: np.random.Generator, burden: str) -> dict[str, int]:
+    """Number of EPVS in each region; one subject in ten has nearly none, whatever the burden."""
+    ranges = BURDENS[burden]
+    low, high = ranges["CentrumSemiovale"]
+    counts = {
+        "CentrumSemiovale": round(float(np.exp(rng.uniform(np.log(low), np.log(high))))),
+        "BasalGanglia": int(rng.integers(ranges["BasalGanglia"][0], ranges["BasalGanglia"][1] + 1)),
+        "Hippocampus": int(rng.integers(0, 16)),
+        "Midbrain": int(rng.integers(0, 7)),
+        "Thalamus": int(rng.integers(0, 5)),
+    }
+    counts["OtherWhiteMatter"] = round(counts["CentrumSemiovale"] * float(rng.uniform(0.1, 0.4)))
+    if rng.random() < 0.1:
+        counts = {name: min(n, 2) for name, n in counts.items()}
+    return counts
+
+
+def potential(labels: np.ndarray, *, iterations: int = 60) -> np.ndarray:
+    """Laplace potential in cerebral white matter: 0 at the ventricles, 1 at the cortex (float32).
+
+    Starts from relative distances, which are near the solution, and relaxes by Jacobi steps.
+    """
+    white = np.isin(labels, (2, 41))
+    inner = ndimage.distance_transform_edt(~np.isin(labels, (4, 43))).astype(np.float32)
+    outer = ndimage.distance_transform_edt(~np.isin(labels, (3, 42))).astype(np.float32)
+    value = inner / np.maximum(inner + outer, 1e-3)
+    fixed = ~white
+    kernel = np.array([0.5, 0.0, 0.5], np.float32)
+    start = value.copy()
+    for _ in range(iterations):
+        value = sum(ndimage.correlate1d(value, kernel, axis=a, mode="nearest") for a in range(3)) / np.float32(3)
+        value[fixed] = start[fixed]
+    return value
+
+
+class Courses:
+    """Direction fields and room of one head, made once for all its tubes.
+
+    Parameters
+    ----------
+    head : Anatomy
+    regions : ndarray of uint8
+        Indices of `REGIONS` on the grid of the head.
+    """
+
+    def __init__(self, head: Anatomy, regions: np.ndarray) -> None:
+        self.head, self.regions = head, regions
+        self.inverse = np.linalg.inv(head.affine)
+        step = 2 if min(head.spacing) < 1.2 else 1
+        self._coarse = head.labels[::step, ::step, ::step]
+        self._step = step
+        field = potential(self._coarse)
+        smooth = ndimage.gaussian_filter(field, 1.0)
+        gradient = np.stack(np.gradient(smooth), axis=-1)
+        self.gradient = gradient / np.maximum(np.linalg.norm(gradient, axis=-1, keepdims=True), 1e-6)
+        self.up = _unit(np.linalg.inv(head.to_template[:3, :3]) @ np.array([0.0, 0.0, 1.0]))
+        self.out = _unit(np.linalg.inv(head.to_template[:3, :3]) @ np.array([1.0, 0.0, 0.0]))
+        self.front = _unit(np.linalg.inv(head.to_template[:3, :3]) @ np.array([0.0, 1.0, 0.0]))
+        solid = np.array([i for i, e in ATLAS_LABELS.items() if e.brain and e.tissue != "CSF"])
+        self.tissue = np.isin(head.labels, solid)
+
+    def voxel(self, points: np.ndarray) -> np.ndarray:
+        """Nearest voxel of points (mm), inside the array."""
+        at = np.rint(points @ self.inverse[:3, :3].T + self.inverse[:3, 3]).astype(int)
+        return np.clip(at, 0, np.array(self.head.labels.shape) - 1)
+
+    def direction(self, point: np.ndarray, name: str, side: str) -> np.ndarray:
+        """Unit vector of the expected course at a point."""
+        if name in ("CentrumSemiovale", "OtherWhiteMatter"):
+            i, j, k = np.minimum(self.voxel(point[None])[0] // self._step, np.array(self._coarse.shape) - 1)
+            return self.gradient[i, j, k]
+        outward = self.out * (1.0 if side == "Right" else -1.0)
+        if name == "BasalGanglia":
+            return _unit(self.up + 0.35 * outward - 0.1 * self.front)
+        if name == "Hippocampus":
+            return _unit(outward + 0.3 * self.up)
+        return _unit(self.up + 0.2 * self.front)
+
+    def inside(self, points: np.ndarray, region: int, *, first: bool = False) -> np.ndarray:
+        """Whether points lie where a tube of the region may run: its start in the region, the rest in tissue."""
+        i, j, k = self.voxel(points).T
+        if first:
+            return self.regions[i, j, k] == region
+        same = REGIONS[region].name
+        allowed = [n for n, r in REGIONS.items() if r.side == REGIONS[region].side and (r.name == same or _white(r.name, same))]
+        return self.tissue[i, j, k] & np.isin(self.regions[i, j, k], allowed)
+
+
+def _white(a: str, b: str) -> bool:
+    """Both are parts of cerebral white matter."""
+    return {a, b} <= {"CentrumSemiovale", "OtherWhiteMatter"}
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    return vector / max(float(np.linalg.norm(vector)), 1e-9)
+
+
+def grow(rng: np.random.Generator, courses: Courses, region: int, start: np.ndarray, length: float) -> np.ndarray:
+    """Centre line from `start` both ways along the field until `length` mm are reached or the tissue ends, (n, 3)."""
+    prior = PRIORS[REGIONS[region].name]
+    name, side = REGIONS[region].name, REGIONS[region].side
+    tilt = rng.normal(0, np.tan(np.deg2rad(prior.spread_deg)), 3)
+    lines = []
+    for sign in (1.0, -1.0):
+        line, point = [], start
+        bend = np.zeros(3)
+        for _ in range(int(np.ceil(length / 2 / STEP_MM))):
+            bend = 0.9 * bend + rng.normal(0, 0.06, 3)
+            step = _unit(_unit(courses.direction(point, name, side) + tilt) + bend)
+            point = point + sign * STEP_MM * step
+            if not courses.inside(point[None], region)[0]:
+                break
+            line.append(point)
+        lines.append(line)
+    return np.array([*lines[1][::-1], start, *lines[0]])
+
+
+def sample(
+    rng: np.random.Generator, head: Anatomy, regions: np.ndarray, counts: Mapping[str, int], *, tries: int = 12
+) -> list[Tube]:
+    """Tubes of one head that neither cross nor leave their tissue.
+
+    Parameters
+    ----------
+    rng : Generator
+    head : Anatomy
+    regions : ndarray of uint8
+        Indices of `REGIONS` on the grid of the head.
+    counts : mapping
+        Region name -> number wanted (both hemispheres); where there is no room left, fewer.
+    tries : int
+        Starts tried for each tube.
+    """
+    courses = Courses(head, regions)
+    tubes: list[Tube] = []
+    taken, reach = np.empty((0, 3)), np.empty(0)
+    for name, wanted in counts.items():
+        indices = [i for i, r in REGIONS.items() if r.name == name]
+        room = np.argwhere(np.isin(regions, indices))
+        if len(room) == 0:
+            continue
+        prior = PRIORS[name]
+        for _ in range(wanted):
+            for _ in range(tries):
+                voxel = room[rng.integers(len(room))] + rng.uniform(-0.5, 0.5, 3)
+                start = head.affine[:3, :3] @ voxel + head.affine[:3, 3]
+                at = tuple(courses.voxel(start[None])[0])
+                region = int(regions[at])
+                if region not in indices:
+                    continue
+                length = float(np.clip(np.exp(rng.normal(np.log(prior.length_mm), prior.length_sigma)), *LENGTH_RANGE_MM))
+                points = grow(rng, courses, region, start, length)
+                diameter = float(np.clip(np.exp(rng.normal(np.log(prior.diameter_mm), prior.diameter_sigma)), *DIAMETER_RANGE_MM))
+                tube = Tube(region, points, profile(rng, len(points), diameter / 2))
+                if tube.length_mm < LENGTH_RANGE_MM[0]:
+                    continue
+                if len(taken) and _touches(tube, taken, reach):
+                    continue
+                tubes.append(tube)
+                taken = np.concatenate([taken, tube.points])
+                reach = np.concatenate([reach, tube.radius])
+                break
+    return tubes
+
+
+def profile(rng: np.random.Generator, n: int, radius: float) -> np.ndarray:
+    """Radius along a tube: beads of up to 25 % and tapered ends, (n,) mm."""
+    along = np.linspace(0, 1, n)
+    waves = 1 + 0.12 * np.sin(2 * np.pi * (along * max(1.0, n * STEP_MM / 3.0) + rng.random()))
+    taper = 1 - 0.35 * np.abs(2 * along - 1) ** 4
+    return np.maximum(radius * waves * taper * (1 + rng.normal(0, 0.04, n)), 0.15)
+
+
+def _touches(tube: Tube, taken: np.ndarray, reach: np.ndarray, gap_mm: float = 1.0) -> bool:
+    """Whether a tube comes nearer than `gap_mm` to another."""
+    distance, nearest = cKDTree(taken).query(tube.points)
+    return bool((distance < tube.radius + reach[nearest] + gap_mm).any())
+
+
+def occupancy(
+    tubes: Sequence[Tube], shape: tuple[int, int, int], affine: np.ndarray, *, sub_mm: float = 0.25
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fraction of each voxel that tubes fill, and the tube that fills most of it.
+
+    Each tube is drawn at `sub_mm` or finer in its own box and averaged down, so partial volume is exact to that step.
+
+    Parameters
+    ----------
+    tubes : sequence of Tube
+    shape, affine
+        Grid; the affine must be a scaled axis permutation of the head's millimetres (no rotation).
+
+    Returns
+    -------
+    fraction : ndarray of float32
+        0-1.
+    index : ndarray of int32
+        1-based number of the tube, 0 where none.
+    """
+    fraction, best = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    index = np.zeros(shape, np.int32)
+    spacing, origin = np.diag(affine)[:3], affine[:3, 3]
+    split = np.maximum(1, np.ceil(spacing / sub_mm)).astype(int)
+    for number, tube in enumerate(tubes, start=1):
+        radius = tube.radius.max()
+        low = np.floor((tube.points.min(axis=0) - radius - origin) / spacing - 0.5).astype(int)
+        high = np.ceil((tube.points.max(axis=0) + radius - origin) / spacing + 0.5).astype(int) + 1
+        low, high = np.maximum(low, 0), np.minimum(high, shape)
+        if (high <= low).any():
+            continue
+        part = _rasterised(tube, low, high, spacing, origin, split)
+        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        fraction[box] = np.minimum(fraction[box] + part, 1)
+        better = part > best[box]
+        best[box] = np.where(better, part, best[box])
+        index[box] = np.where(better, number, index[box])
+    return fraction, index
+
+
+def _rasterised(
+    tube: Tube, low: np.ndarray, high: np.ndarray, spacing: np.ndarray, origin: np.ndarray, split: np.ndarray
+) -> np.ndarray:
+    """Volume fraction of one tube in the voxels low ... high - 1."""
+    axes = []
+    for a in range(3):
+        fine = (np.arange((high[a] - low[a]) * split[a]) + 0.5) / split[a] - 0.5 + low[a]
+        axes.append((fine * spacing[a] + origin[a]).astype(np.float32))
+    inside = np.zeros([len(v) for v in axes], bool)
+    points, radius = _dense(tube, 0.1)
+    tree = cKDTree(points)
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    distance, nearest = tree.query(grid, distance_upper_bound=float(radius.max()))
+    hit = np.isfinite(distance)
+    flat = inside.reshape(-1)
+    flat[hit] = distance[hit] <= radius[nearest[hit]]
+    n = (high - low).tolist()
+    return flat.reshape(n[0], split[0], n[1], split[1], n[2], split[2]).mean(axis=(1, 3, 5), dtype=np.float32)
+
+
+def _dense(tube: Tube, step: float) -> tuple[np.ndarray, np.ndarray]:
+    """Points and radii along the centre line, `step` mm apart."""
+    lengths = np.r_[0, np.cumsum(np.linalg.norm(np.diff(tube.points, axis=0), axis=1))]
+    at = np.linspace(0, lengths[-1], max(2, int(np.ceil(lengths[-1] / step)) + 1))
+    points = np.stack([np.interp(at, lengths, tube.points[:, a]) for a in range(3)], axis=1)
+    return points, np.interp(at, lengths, tube.radius)
