@@ -47,7 +47,9 @@ def parser() -> argparse.ArgumentParser:
     _add(how, "--regions", nargs="+", metavar="NAME", help=f"of {', '.join(REGION_NAMES)}")
     _add(how, "--weights", nargs="+", metavar="NAME=FILE", help="other weights than the shipped ones")
     _add(how, "--weights-dir", type=Path, metavar="DIR", help="directory with weights")
-    _add(how, "--output-spaces", nargs="+", metavar="SPACE", help="T2w, MNI152NLin2009aSym or a TemplateFlow identifier")
+    _add(
+        how, "--output-spaces", nargs="+", metavar="SPACE", help="T2w, MNI152NLin2009aSym or a TemplateFlow identifier"
+    )
     _add(how, "--random-seed", type=int, metavar="N", help="seed of everything random (default 0)")
     where = p.add_argument_group("resources")
     _add(where, "--nprocs", type=int, metavar="N", help="subjects at a time (default 1)")
@@ -125,6 +127,9 @@ def run(settings: Settings) -> int:
         return 0
     if settings.analysis_level == "group":
         print(f"group report: {pipeline.group(settings)}")
+        return 0
+    if settings.dry_run:
+        print("\n".join(pipeline.plan(settings)))
         return 0
     with logs.progress(settings) as on_done:
         outcomes = pipeline.participant(settings, on_done=on_done)

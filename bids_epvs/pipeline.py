@@ -105,6 +105,18 @@ def select(settings: Settings) -> query.Selection:
     )
 
 
+def plan(settings: Settings) -> list[str]:
+    """What a run would do, a line a session, without doing it (``--dry-run``)."""
+    check(settings)
+    selection = select(settings)
+    models = ", ".join(settings.models or MODELS)
+    lines = []
+    for scan in selection.scans:
+        used = ", ".join(f"{k}: {v.relative_to(settings.bids_dir)}" for k, v in scan.files.items())
+        lines.append(f"{scan.label}: {used}; models: {models}")
+    return [*lines, *(f"{label}: no T2w, skipped" for label in selection.without_t2w)]
+
+
 def participant(settings: Settings, *, on_done: Progress | None = None) -> list[Outcome]:
     """Run the stages for every chosen subject; failures are recorded, never raised, one session at a time.
 
@@ -122,11 +134,6 @@ def participant(settings: Settings, *, on_done: Progress | None = None) -> list[
     check(settings)
     selection = select(settings)
     by_subject = [list(group) for _, group in groupby(selection.scans, key=lambda s: s.subject)]
-    if settings.dry_run:
-        for scan in selection.scans:
-            used = ", ".join(f"{k}: {v.relative_to(settings.bids_dir)}" for k, v in scan.files.items())
-            logger.warning("%s: would use %s", scan.label, used)
-        return []
     if not settings.skip_bids_validation:
         query.validate(settings.bids_dir, [scans[0].subject for scans in by_subject])
     write.dataset(

@@ -108,9 +108,9 @@ class Prediction:
     ----------
     model : str
         Key of MODELS.
-    probability : ndarray of float32, optional
+    probability : ndarray of float32
         Probability (or normalised response) of EPVS in each voxel, 0-1.
-    mask : ndarray of bool, optional
+    mask : ndarray of bool
         Binary EPVS.
     parameters : mapping
         What the prediction depended on, for the sidecar.
@@ -119,8 +119,8 @@ class Prediction:
     """
 
     model: str
-    probability: np.ndarray | None = None
-    mask: np.ndarray | None = None
+    probability: np.ndarray
+    mask: np.ndarray
     parameters: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

@@ -106,7 +106,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def _convert(name: str, value: Any, path: Path) -> Any:
     """One TOML value as the type its field declares."""
     kind = str(FIELDS[name].type)
-    checks = {"bool": bool, "int": int, "float": (int, float), "str": str}
+    checks: dict[str, Any] = {"bool": bool, "int": int, "float": (int, float), "str": str}
     base = kind.replace(" | None", "")
     if base in checks and (not isinstance(value, checks[base]) or (base != "bool" and isinstance(value, bool))):
         raise UsageError(f"{name}: expected {base}, received {value!r}.", where=path)

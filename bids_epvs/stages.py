@@ -17,17 +17,17 @@ from bids_epvs import __version__
 from bids_epvs.derivatives import paths, write
 from bids_epvs.inputs.load import load_image
 from bids_epvs.inputs.query import find_segmentation
+from bids_epvs.logs import versions
 from bids_epvs.measure import lesions as measure_lesions
 from bids_epvs.measure import ratings
 from bids_epvs.models import MODELS, load
 from bids_epvs.prepare.regions import NAMES, REGIONS
-from bids_epvs.prepare.resample import canonical, to_canonical, to_native
+from bids_epvs.prepare.resample import canonical, to_canonical, to_native, voxel_spacing
 from bids_epvs.prepare.template import SPACE
 from bids_epvs.records import Prepared, Scan
 from bids_epvs.report import boilerplate, subject
 from bids_epvs.report.subject import View
 from bids_epvs.settings import Settings
-from bids_epvs.logs import versions
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,9 @@ def _write_preparation(scan: Scan, settings: Settings, result: Any, key: str, no
         data = np.asarray(result.images[name].dataobj, dtype=np.float32)
         write.image(path, to_native(data, native), native, meta={**meta, write.KEY: key})
     target = transform(scan, settings)
-    write.atomically(target, lambda p: ants.write_world_transform(result.alignment.transform, native, icbm152("T1w"), p))
+    write.atomically(
+        target, lambda p: ants.write_world_transform(result.alignment.transform, native, icbm152("T1w"), p)
+    )
     write.as_json(paths.sidecar(target), {"Sources": _sources(scan, settings, "T2w"), write.KEY: key})
     source = {"Sources": _sources(scan, settings, "T2w"), write.KEY: key}
     brain = to_native(result.anatomy.brain, native)
@@ -137,7 +139,7 @@ def _write_preparation(scan: Scan, settings: Settings, result: Any, key: str, no
     csf = to_native(result.csf, native)
     about = "Ventricles, cisterns and sulci, left out of the search"
     write.image(files["csf"], csf, native, meta={**source, "Type": "Brain", "Description": about})
-    spacing = tuple(float(v) for v in np.diag(result.images["T2w"].affine)[:3])
+    spacing = voxel_spacing(result.images["T2w"])
     table = pd.DataFrame(
         [
             {"index": i, "name": r.full_name, "abbreviation": r.abbreviation, "color": r.color}
@@ -179,7 +181,7 @@ def read_prepared(scan: Scan, settings: Settings) -> Prepared:
         brain=to_canonical(nib.load(files["brain"]), native) > 0,
         regions=found,
         csf=to_canonical(nib.load(files["csf"]), native) > 0,
-        spacing=tuple(float(v) for v in np.diag(frame.affine)[:3]),
+        spacing=voxel_spacing(frame),
         native=nib.Nifti1Image(np.zeros(native.shape, np.uint8), native.affine),
         slices=about["RatingSlices"],
         hemisphere=hemispheres(found.shape, np.asarray(about["CanonicalVoxelToTemplate"])),
@@ -216,7 +218,12 @@ def model(scan: Scan, settings: Settings, name: str, prepared_key: str, note: di
     labels = measure_lesions.instances(mask, prepared.voxel_mm3, minimum=limits[0], maximum=limits[1])
     native = prepared.native
     used = paths.bids_uri(images(scan, settings)["T2w"], settings.output_dir, "")
-    meta = {"Sources": [used], "Parameters": dict(prediction.parameters), "Model": name, "DOI": spec.doi}
+    meta: dict[str, Any] = {
+        "Sources": [used],
+        "Parameters": dict(prediction.parameters),
+        "Model": name,
+        "DOI": spec.doi,
+    }
     meta |= {"Notes": list(prediction.notes), "Calibrated": spec.calibrated, write.KEY: key}
     write.image(files["probability"], to_native(prediction.probability, native), native, meta=meta)
     write.image(files["mask"], to_native(labels > 0, native), native, meta={**meta, "Type": "Lesion"})
@@ -291,9 +298,7 @@ def spaces(scan: Scan, settings: Settings, model_keys: Mapping[str, str], prepar
     note["reused"] = True
     for space in (s for s in settings.output_spaces if s != "T2w"):
         for name, key in model_keys.items():
-            target = paths.derivative(
-                settings.output_dir, scan, space=space, label="EPVS", desc=name, suffix="mask"
-            )
+            target = paths.derivative(settings.output_dir, scan, space=space, label="EPVS", desc=name, suffix="mask")
             if settings.resume and write.is_current([target], key):
                 continue
             from bids_epvs.prepare import ants

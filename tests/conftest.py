@@ -1,14 +1,18 @@
-"""Shared fixtures: one seeded generator, and where the real data lie."""
+"""Shared fixtures: a seeded generator, a BIDS skeleton, one small run of the app, and where the real data lie."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+HEAD = (48, 60, 40)
+"""Shape of the skeleton's images; with 4 x 4 x 4 mm it is the size of a head."""
 
 
 @pytest.fixture
@@ -24,3 +28,71 @@ def real_data() -> Path:
     if not (folder / "openms").is_dir():
         pytest.skip(f"no real data: EPVS_TEST_DATA ({folder}) holds no openms folder")
     return folder
+
+
+class Skeleton:
+    """A BIDS dataset whose images are noise of the size of a head."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.count = 0
+        root.mkdir(parents=True, exist_ok=True)
+        self.describe({"Name": "skeleton", "BIDSVersion": "1.10.0", "DatasetType": "raw", "License": "CC0"})
+        (root / "README").write_text("Noise, made by the tests of bids_epvs; there is nothing in it to be found.\n")
+
+    def describe(self, content: object) -> None:
+        (self.root / "dataset_description.json").write_text(json.dumps(content))
+
+    def add(self, name: str, *, shape=HEAD, zooms=(4.0, 4.0, 4.0), data: np.ndarray | None = None) -> Path:
+        """Write ``sub-01[_ses-1]_..._T2w.nii.gz`` where BIDS wants it."""
+        self.count += 1
+        parts = name.split("_")
+        folder = self.root / parts[0]
+        if parts[1].startswith("ses-"):
+            folder /= parts[1]
+        path = folder / ("swi" if name.endswith("_swi.nii.gz") else "anat") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if data is None:
+            data = np.random.default_rng(self.count).integers(1, 200, shape).astype(np.int16)
+        nib.save(nib.Nifti1Image(data, np.diag([*zooms, 1.0])), path)
+        return path
+
+
+@pytest.fixture
+def skeleton(tmp_path) -> Skeleton:
+    """An empty dataset with a description."""
+    return Skeleton(tmp_path / "bids")
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory) -> Path:
+    """Two simulated subjects with coarse voxels."""
+    from bids_epvs.synth import contrast, dataset
+
+    folder = tmp_path_factory.mktemp("simulated") / "bids"
+    patch = pytest.MonkeyPatch()
+    coarse = (contrast.Protocol((0.9, 1.0, 5.0), snr=30, bias=0.08),)
+    patch.setattr(dataset, "PROTOCOLS", {"clinical": coarse})
+    dataset.simulate(dataset.Plan(folder, 2, 3, burden="high", head_mm=1.3))
+    patch.undo()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def quick(tmp_path_factory) -> Path:
+    """Settings for quick runs: affine registration."""
+    path = tmp_path_factory.mktemp("settings") / "quick.toml"
+    path.write_text('registration = "affine"\n')
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, simulated, quick) -> Path:
+    """Output of both levels for `simulated`."""
+    from bids_epvs.cli import run, settings_from
+
+    out = tmp_path_factory.mktemp("finished") / "out"
+    common = [str(simulated), str(out)]
+    assert run(settings_from([*common, "participant", "--config-file", str(quick), "-q"])) == 0
+    assert run(settings_from([*common, "group", "-q"])) == 0
+    return out

@@ -38,7 +38,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def atomically(path: Path, write: Callable[[Path], None]) -> Path:
+def atomically(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary file in the same directory, then give it its name.
 
     Raises
@@ -77,12 +77,12 @@ def sweep(folder: Path) -> None:
 
 def text(path: Path, content: str) -> Path:
     """Write a text file."""
-    return atomically(path, lambda p: p.write_text(content, encoding="utf-8") and None)
+    return atomically(path, lambda p: p.write_text(content, encoding="utf-8"))
 
 
 def binary(path: Path, content: bytes) -> Path:
     """Write bytes."""
-    return atomically(path, lambda p: p.write_bytes(content) and None)
+    return atomically(path, lambda p: p.write_bytes(content))
 
 
 def as_json(path: Path, content: Mapping[str, Any]) -> Path:

@@ -107,7 +107,7 @@ def _side(
     rating = potter(len(chosen) if name == "Midbrain" else top, name)
     wanted = _ADAMS_SLICE.get(name)
     adams = None if wanted else len(chosen) if name in ("Hippocampus", "Midbrain") else None
-    if wanted in slices:
+    if wanted is not None and wanted in slices:
         adams = int(counts[slices[wanted]])
     volume = float(chosen["volume_mm3"].sum())
     return {

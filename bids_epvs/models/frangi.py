@@ -56,7 +56,9 @@ def eigenvalues_3d(h: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray,
     p = np.sqrt((dx**2 + dy**2 + dz**2 + 2 * (h["xy"] ** 2 + h["xz"] ** 2 + h["yz"] ** 2)) / 6)
     safe = np.maximum(p, 1e-20)
     determinant = (
-        dx * (dy * dz - h["yz"] ** 2) - h["xy"] * (h["xy"] * dz - h["yz"] * h["xz"]) + h["xz"] * (h["xy"] * h["yz"] - dy * h["xz"])
+        dx * (dy * dz - h["yz"] ** 2)
+        - h["xy"] * (h["xy"] * dz - h["yz"] * h["xz"])
+        + h["xz"] * (h["xy"] * h["yz"] - dy * h["xz"])
     )
     angle = np.arccos(np.clip(determinant / (2 * safe**3), -1, 1)) / 3
     values = np.stack([mean + 2 * p * np.cos(angle + 2 * np.pi * k / 3) for k in range(3)])
@@ -173,7 +175,7 @@ def slice_rules(mask: np.ndarray, prepared: Prepared, parameters: Mapping[str, A
     pixel = prepared.spacing[0] * prepared.spacing[1]
     ganglia = [i for i, r in REGIONS.items() if r.name == "BasalGanglia"]
     for k in np.flatnonzero(mask.any(axis=(0, 1))):
-        found, n = ndimage.label(mask[..., k], np.ones((3, 3)))
+        found, _ = ndimage.label(mask[..., k], np.ones((3, 3)))
         for index, box in enumerate(ndimage.find_objects(found), start=1):
             one = found[box] == index
             deep = np.isin(prepared.regions[(*box, k)][one], ganglia).mean() > 0.5
@@ -259,7 +261,7 @@ SPEC = ModelSpec(
     parameters=PARAMETERS,
     normalise="white matter 0, cerebrospinal fluid 1",
     deviations=(
-        "Second derivatives are central differences of the smoothed image in millimetres, so voxels may be anisotropic.",
+        "Second derivatives are central differences of the smoothed image in mm, so voxels may be anisotropic.",
         "The structureness constant c is 0.66 on the scale white matter 0, fluid 1.",
         "Large fluid (ventricles, sulci) and its border are left out; a candidate must exceed its surroundings.",
         "Thresholds were tuned on simulated subjects.",

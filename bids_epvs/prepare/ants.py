@@ -25,7 +25,7 @@ from bids_epvs.prepare.resample import canonical_to_world, iso_grid
 # scan gives the same counts. Use --nprocs for speed. ITK reads this when the library loads.
 os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
 
-import ants  # noqa: E402
+import ants
 
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SEED = 20201

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.resources import files
+from importlib.resources import as_file, files
 
 import nibabel as nib
 import numpy as np
@@ -25,7 +25,7 @@ CONTRASTS: dict[str, dict[str, float]] = {
 @cache
 def probabilities() -> Nifti1Image:
     """Label probabilities in ICBM152 space, float32 (X, Y, Z, labels in the order of ATLAS_LABELS), 1.5 mm."""
-    with files("bids_epvs.data.atlas").joinpath(f"{NAME}.nii.gz") as path:
+    with as_file(files("bids_epvs.data.atlas").joinpath(f"{NAME}.nii.gz")) as path:
         image = nib.load(path)
         data = np.asarray(image.dataobj)
     return nib.Nifti1Image(data, image.affine)

@@ -1,8 +1,8 @@
 """Brain mask, anatomical labels and cerebrospinal fluid of one scan.
 
-Atlas priors come through the transform; the scan's own intensities then decide between tissues (expectation maximisation), so that
-ventricles and sulci follow the subject and not the average of the atlas. `Anatomy` is the same whatever the source
-of the labels: this module, a segmentation given with ``-d``, or later a network.
+Atlas priors come through the transform; the scan's own intensities then decide between tissues (expectation
+maximisation), so that ventricles and sulci follow the subject and not the average of the atlas. `Anatomy` is the same
+whatever the source of the labels: this module, a segmentation given with ``-d``, or later a network.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ def work_grid(image: Nifti1Image) -> Nifti1Image:
 
 
 def atlas_voxels(alignment: Alignment, grid: Nifti1Image) -> np.ndarray:
-    """Where each voxel of a grid of the scan lies in the atlas (fractional voxels), float32 (X, Y, Z, 3); -1 outside."""
+    """Where each voxel of a grid of the scan lies in the atlas (fractional voxels), float32 (X, Y, Z, 3).
+
+    Outside it is -1.
+    """
     from bids_epvs.prepare import ants
 
     source = atlas.probabilities()
@@ -233,7 +236,7 @@ def upsample_labels(labels: np.ndarray, grid: Nifti1Image, target: Nifti1Image) 
 
 
 def _reached(box: tuple[slice, ...], matrix: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """The part of a target grid that a box of source voxels and their neighbours reach; `matrix` leads to the source."""
+    """The part of a target grid that a box of source voxels reaches; `matrix` leads to the source."""
     ends = np.array([(b.start - 1.0, b.stop) for b in box])
     corners = np.array(np.meshgrid(*ends, indexing="ij")).reshape(3, -1)
     back = np.linalg.inv(matrix)

@@ -73,4 +73,3 @@ def _plus() -> np.ndarray:
     out = np.zeros((3, 3, 3), bool)
     out[1, :, 1] = out[:, 1, 1] = True
     return out
-

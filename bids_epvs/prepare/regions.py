@@ -57,7 +57,7 @@ WHITE_MATTER = tuple(i for i, r in REGIONS.items() if r.name in ("CentrumSemiova
 PONS_TOP = np.array([0.0, -24.0, -19.0])
 """A point (mm, ICBM152) of the plane between pons and midbrain."""
 PONS_NORMAL = np.array([0.0, 0.34, 0.94])
-"""Its normal, towards the midbrain: the plane runs from the pontomesencephalic sulcus to below the inferior colliculi."""
+"""Its normal, towards the midbrain: from the pontomesencephalic sulcus to below the inferior colliculi."""
 MIDBRAIN_TOP = np.array([0.0, -20.0, -7.0])
 """A point of the plane between midbrain and diencephalon: from the mamillary bodies to the posterior commissure."""
 MIDBRAIN_TOP_NORMAL = np.array([0.0, 0.447, 0.894])
@@ -192,7 +192,7 @@ def _without_holes(mask: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return out
 
 
-def _voxel_x(to_template: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _voxel_x(to_template: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """Template x (mm) of each voxel."""
     return heights(shape, to_template, (np.zeros(3), np.array([1.0, 0.0, 0.0])))
 
@@ -207,9 +207,7 @@ def _padded_box(mask: np.ndarray, spacing: tuple[float, ...], margin_mm: float) 
     """Bounding box with a margin in millimetres, cut to the array."""
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
     pad = [int(np.ceil(margin_mm / s)) for s in spacing]
-    return tuple(
-        slice(max(0, b.start - p), min(n, b.stop + p)) for b, p, n in zip(box, pad, mask.shape, strict=True)
-    )
+    return tuple(slice(max(0, b.start - p), min(n, b.stop + p)) for b, p, n in zip(box, pad, mask.shape, strict=True))
 
 
 def rating_slices(labels: np.ndarray, spacing: tuple[float, ...], commissure: float) -> dict[str, int]:

@@ -73,6 +73,12 @@ def affine_sample(data: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...], 
         return ndimage.affine_transform(data, linear, offset, output_shape=shape, order=order, mode="grid-constant")
 
 
+def voxel_spacing(frame: Nifti1Image) -> tuple[float, float, float]:
+    """Voxel sizes (mm) of an image in the canonical frame."""
+    x, y, z = (float(v) for v in np.diag(frame.affine)[:3])
+    return x, y, z
+
+
 def canonical(image: Nifti1Image) -> Nifti1Image:
     """The image with axes turned to R, A, S and a centred affine that holds the voxel sizes alone.
 
@@ -88,9 +94,7 @@ def canonical(image: Nifti1Image) -> Nifti1Image:
 
 def to_native(data: np.ndarray, native: Nifti1Image) -> np.ndarray:
     """Canonical-frame voxels back on the grid of `native` (inverse of `to_canonical`)."""
-    back = nib.orientations.ornt_transform(
-        nib.orientations.axcodes2ornt("RAS"), nib.io_orientation(native.affine)
-    )
+    back = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.io_orientation(native.affine))
     return np.ascontiguousarray(nib.orientations.apply_orientation(data, back))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 
 from bids_epvs.prepare import bias, brain, intensity, regions, register
-from bids_epvs.prepare.resample import canonical, canonical_to_world, resample
+from bids_epvs.prepare.resample import canonical, canonical_to_world, resample, voxel_spacing
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def prepare(
         anatomy = brain.from_segmentation(moved, t2w, transforms.get(segmentation_space))
     to_template = alignment.to_template @ t2w.affine
     logger.info("preparation 5: regions and large fluid")
-    spacing = tuple(float(v) for v in np.diag(t2w.affine)[:3])
+    spacing = voxel_spacing(t2w)
     points = brain.template_points(alignment, t2w)
     found = regions.from_labels(anatomy.labels, spacing, to_template, above=_heights(points, t2w))
     slices = regions.rating_slices(anatomy.labels, spacing, _commissure(points, t2w))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from importlib.resources import files
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import nibabel as nib
@@ -26,7 +26,7 @@ _NILEARN = {
 @cache
 def icbm152(kind: str) -> Nifti1Image:
     """ICBM152 2009a symmetric at 1 mm: ``T1w`` (brain only), ``GM`` or ``WM`` probability, float32 in [0, 1]."""
-    with files("nilearn.datasets").joinpath("data", _NILEARN[kind]) as path:
+    with as_file(files("nilearn.datasets").joinpath("data", _NILEARN[kind])) as path:
         image = nib.load(path)
     data = np.asarray(image.dataobj, dtype=np.float32) / 255.0
     return nib.Nifti1Image(data, image.affine)

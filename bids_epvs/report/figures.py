@@ -172,8 +172,10 @@ def mosaic(
         found = np.flatnonzero(brain.any(axis=tuple(a for a in range(3) if a != axis)))
         if found.size == 0:
             found = np.arange(image.shape[axis])
-        inner = np.linspace(found[0], found[-1], count + 2)[1:-1] if axis != 2 else np.linspace(found[0], found[-1], count)
-        spots += [(axis, int(round(v))) for v in inner]
+        inner = (
+            np.linspace(found[0], found[-1], count + 2)[1:-1] if axis != 2 else np.linspace(found[0], found[-1], count)
+        )
+        spots += [(axis, round(float(v))) for v in inner]
     box = _box(brain)
     made = []
     for axis, index in spots:
@@ -197,11 +199,12 @@ def mosaic(
 def _box(mask: np.ndarray, margin: int = 12) -> tuple[slice, slice, slice]:
     """Bounding box with a margin in voxels."""
     found = ndimage.find_objects(mask.astype(np.uint8))
-    if not found:
-        return tuple(slice(0, n) for n in mask.shape)
-    return tuple(
-        slice(max(0, s.start - margin), min(n, s.stop + margin)) for s, n in zip(found[0], mask.shape, strict=True)
+    whole = [slice(0, n) for n in mask.shape]
+    x, y, z = (
+        slice(max(0, s.start - margin), min(n, s.stop + margin))
+        for s, n in zip(found[0] if found else whole, mask.shape, strict=True)
     )
+    return x, y, z
 
 
 def _view(box: tuple[slice, slice, slice], axis: int, shape: Sequence[int]) -> tuple[slice, slice]:

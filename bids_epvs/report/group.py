@@ -41,7 +41,9 @@ def render(cohort: Cohort, *, thumbnails: Mapping[str, bytes], methods: str, ver
             n_subjects=cohort.wide["participant_id"].nunique() if len(cohort.wide) else 0,
             failures=cohort.failures,
             warned=[(label, notes) for label, notes in cohort.notes.items() if notes],
-            sheet=[(label, report_link(label), _uri(thumbnails[label])) for label in cohort.notes if label in thumbnails],
+            sheet=[
+                (label, report_link(label), _uri(thumbnails[label])) for label in cohort.notes if label in thumbnails
+            ],
             link=report_link,
             methods=methods,
             versions=versions,
@@ -83,9 +85,15 @@ def _header(cohort: Cohort, regions: list[str]) -> list[tuple[str, str]]:
     out += [(c, "from the dataset") for c in cohort.covariates[:COVARIATES_SHOWN]]
     for name in regions:
         out.append((name, f"EPVS in the {name}, both hemispheres"))
-        if any(name in c and c.endswith("_rating") and cohort.wide[c].notna().any() for c in cohort.wide):
+        if _rated(cohort, name):
             out.append((f"{name} grade", "Potter grade of the fuller hemisphere"))
     return [*out, ("all", "EPVS in all regions"), ("mm³", "volume of EPVS"), ("warnings", "quality warnings")]
+
+
+def _rated(cohort: Cohort, region: str) -> bool:
+    """Whether any session has a grade of the region."""
+    own = cohort.long[cohort.long["region"] == region]
+    return bool(own["rating"].notna().any())
 
 
 def _row(cohort: Cohort, row: pd.Series, model: str, regions: list[str]) -> dict[str, Any]:
@@ -95,7 +103,7 @@ def _row(cohort: Cohort, row: pd.Series, model: str, regions: list[str]) -> dict
     for name in regions:
         cells.append(row.get(f"{model}_{name}_count"))
         rating = f"{model}_{name}_rating"
-        if any(name in c and c.endswith("_rating") and cohort.wide[c].notna().any() for c in cohort.wide):
+        if _rated(cohort, name):
             cells.append(row.get(rating))
     cells += [row.get(f"{model}_count"), row.get(f"{model}_volume_mm3"), row["quality_warnings"]]
     return {"label": label, "cells": [cell(v) for v in cells]}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "bids_epvs",
     "font.family": "sans-serif",
@@ -54,11 +54,9 @@ def _strip(ax: Any, values: np.ndarray) -> None:
     if len(values) == 0:
         ax.text(0.5, 0.5, "no value", transform=ax.transAxes, ha="center", va="center")
         return
-    grey = {"color": "#8a94a3"}
-    ax.boxplot(
-        values, positions=[0.0], orientation="horizontal", widths=0.8, showfliers=False, boxprops=grey, whiskerprops=grey,
-        capprops=grey, medianprops={"color": "#1c2430"},
-    )  # fmt: skip
+    grey: Any = {"color": "#8a94a3"}
+    lines: Any = {"showfliers": False, "boxprops": grey, "whiskerprops": grey, "capprops": grey}
+    ax.boxplot(values, positions=[0.0], orientation="horizontal", widths=0.8, **lines, medianprops={"color": "#1c2430"})
     jitter = ((np.arange(len(values)) * 0.618034) % 1 - 0.5) * 0.6
     ax.plot(values, jitter, "o", markersize=4, color="#0b5cad", alpha=0.6, markeredgewidth=0)
     ax.set_yticks([])
@@ -70,4 +68,9 @@ def svg(figure: Any) -> str:
     figure.savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :]
-    return re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 width="100%"', re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1)
+    return re.sub(
+        r'(<svg[^>]*?) width="[^"]*"',
+        r'\1 width="100%"',
+        re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1),
+        count=1,
+    )

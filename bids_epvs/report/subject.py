@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,7 +57,7 @@ def environment() -> Environment:
     return found
 
 
-def number(value: object, digits: int = 0) -> str:
+def number(value: Any, digits: int = 0) -> str:
     """A number for people; n/a where it is missing.
 
     >>> number(12.345, 1), number(float("nan"))
@@ -67,7 +68,9 @@ def number(value: object, digits: int = 0) -> str:
     return f"{float(value):,.{digits}f}"
 
 
-def render(views: Sequence[View], *, methods: str, versions: Mapping[str, str], key: str) -> tuple[str, dict[str, bytes]]:
+def render(
+    views: Sequence[View], *, methods: str, versions: Mapping[str, str], key: str
+) -> tuple[str, dict[str, bytes]]:
     """HTML page and its pictures by file name.
 
     Parameters
@@ -104,7 +107,7 @@ def render(views: Sequence[View], *, methods: str, versions: Mapping[str, str], 
 
 def _session(view: View, pictures: dict[str, bytes]) -> dict:
     """Everything the template needs of one session; fills `pictures`."""
-    out = {
+    out: dict[str, Any] = {
         "label": view.scan.label,
         "error": view.error,
         "sources": view.sources,
@@ -203,7 +206,13 @@ def _decisions(view: View, model: str, pictures: dict[str, bytes]) -> list[dict]
         inside = np.isin(prepared.regions, [i for i, r in REGIONS.items() if r.name == name])
         own = np.where(inside, prepared.regions, 0)
         box = figures.region_view(inside, index)
-        common = {"axis": 2, "index": index, "spacing": prepared.spacing, "limits": limits, "width": 620}
+        common: dict[str, Any] = {
+            "axis": 2,
+            "index": index,
+            "spacing": prepared.spacing,
+            "limits": limits,
+            "width": 620,
+        }
         image = prepared.images["T2w"]
         base, edge = figures.tile(image, {"regions": own}, box=box, **common)
         _, found = figures.tile(image, {"epvs": view.masks[model] > 0}, box=box, **common)

@@ -73,9 +73,7 @@ def tissue_image(head: Anatomy, means: Mapping[str, float], rng: np.random.Gener
     return out * (1 + 0.03 * texture / texture.std())
 
 
-def acquire(
-    head: Anatomy, intensities: np.ndarray, shape: tuple[int, int, int], affine: np.ndarray
-) -> np.ndarray:
+def acquire(head: Anatomy, intensities: np.ndarray, shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
     """Average the head over voxels: slices are sampled at 0.8 mm or finer and averaged (float32)."""
     spacing = np.diag(affine)[:3]
     parts = max(1, int(np.ceil(spacing[2] / 0.8)))
@@ -87,9 +85,7 @@ def acquire(
     return data.reshape(*shape, parts).mean(axis=-1, dtype=np.float32)
 
 
-def add_tubes(
-    image: np.ndarray, fraction: np.ndarray, means: Mapping[str, float], strength: float
-) -> np.ndarray:
+def add_tubes(image: np.ndarray, fraction: np.ndarray, means: Mapping[str, float], strength: float) -> np.ndarray:
     """Fill tubes with fluid: `strength` of the step from white matter to cerebrospinal fluid, by volume fraction."""
     return image + fraction * np.float32(strength * (means["CSF"] - means["WM"]))
 

@@ -57,6 +57,8 @@ class Plan:
         Key of `tubes.BURDENS`; by default low, mid and high in turn.
     labelmaps : tuple of Path
         Label maps used in turn; the packaged atlas without.
+    head_mm : float
+        Voxel size at which tissue is drawn before it is averaged to the acquired voxels.
     """
 
     out: Path
@@ -66,6 +68,7 @@ class Plan:
     contrasts: tuple[str, ...] = ("T2w",)
     burden: str | None = None
     labelmaps: tuple[Path, ...] = ()
+    head_mm: float = 0.8
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ def sample(
     protocol: contrast.Protocol,
     contrasts: Sequence[str] = ("T2w",),
     burden: str = "mid",
+    head_mm: float = 0.8,
 ) -> Sample:
     """Simulate one head in memory.
 
@@ -117,8 +121,10 @@ def sample(
     contrasts : sequence of str
     burden : str
         Key of `tubes.BURDENS`.
+    head_mm : float
+        See `Plan`.
     """
-    moved = anatomy.deformed(head, rng)
+    moved = anatomy.deformed(head, rng, spacing=head_mm)
     regions = from_labels(moved.labels, moved.spacing, moved.to_template @ moved.affine)
     counts = tubes.sample_counts(rng, burden)
     drawn = tubes.sample(rng, moved, regions, counts)
@@ -167,7 +173,7 @@ def one_subject(plan: Plan, number: int) -> dict[str, Any]:
     head = anatomy.from_labelmap(plan.labelmaps[number % len(plan.labelmaps)]) if plan.labelmaps else anatomy.packaged()
     age = int(rng.integers(*{"low": (45, 60), "mid": (55, 75), "high": (65, 90)}[burden]))
     sex = "FM"[int(rng.integers(2))]
-    found = sample(rng, head, protocol=protocol, contrasts=plan.contrasts, burden=burden)
+    found = sample(rng, head, protocol=protocol, contrasts=plan.contrasts, burden=burden, head_mm=plan.head_mm)
     scan = Scan(f"{number + 1:02d}", None, {})
     for name, data in found.images.items():
         folder = "swi" if name == "SWI" else "anat"
@@ -223,7 +229,10 @@ def _top(plan: Plan, participants: pd.DataFrame) -> None:
     write.as_json(plan.out / "dataset_description.json", {**about, "DatasetType": "raw", "GeneratedBy": made_by})
     write.text(plan.out / "README", _README.format(version=__version__, seed=plan.seed))
     write.table(plan.out / "participants.tsv", participants)
-    columns = {"age": {"Description": "age", "Units": "years"}, "sex": {"Description": "sex", "Levels": {"F": "female", "M": "male"}}}
+    columns = {
+        "age": {"Description": "age", "Units": "years"},
+        "sex": {"Description": "sex", "Levels": {"F": "female", "M": "male"}},
+    }
     write.as_json(plan.out / "participants.json", columns)
     truth = plan.out / "derivatives" / "truth"
     links = {"DatasetType": "derivative", "GeneratedBy": made_by, "DatasetLinks": {"raw": "../.."}}
@@ -232,7 +241,8 @@ def _top(plan: Plan, participants: pd.DataFrame) -> None:
     write.text(plan.out / ".bidsignore", "derivatives/\n")
 
 
-_README = """Simulated MRI of heads with enlarged perivascular spaces (EPVS), made by bids_epvs-simulate {version}, seed {seed}.
+_README = """Simulated MRI of heads with enlarged perivascular spaces (EPVS), made by
+bids_epvs-simulate {version}, seed {seed}.
 No person was scanned. What is known about every EPVS is in derivatives/truth.
 """
 

@@ -91,7 +91,7 @@ def sample_counts(rng: np.random.Generator, burden: str) -> dict[str, int]:
     low, high = ranges["CentrumSemiovale"]
     counts = {
         "CentrumSemiovale": round(float(np.exp(rng.uniform(np.log(low), np.log(high))))),
-        "BasalGanglia": int(rng.integers(ranges["BasalGanglia"][0], ranges["BasalGanglia"][1] + 1)),
+        "BasalGanglia": round(float(rng.uniform(*ranges["BasalGanglia"]))),
         "Hippocampus": int(rng.integers(0, 16)),
         "Midbrain": int(rng.integers(0, 7)),
         "Thalamus": int(rng.integers(0, 5)),
@@ -169,7 +169,9 @@ class Courses:
         if first:
             return self.regions[i, j, k] == region
         same = REGIONS[region].name
-        allowed = [n for n, r in REGIONS.items() if r.side == REGIONS[region].side and (r.name == same or _white(r.name, same))]
+        allowed = [
+            n for n, r in REGIONS.items() if r.side == REGIONS[region].side and (r.name == same or _white(r.name, same))
+        ]
         return self.tissue[i, j, k] & np.isin(self.regions[i, j, k], allowed)
 
 
@@ -235,9 +237,13 @@ def sample(
                 region = int(regions[at])
                 if region not in indices:
                     continue
-                length = float(np.clip(np.exp(rng.normal(np.log(prior.length_mm), prior.length_sigma)), *LENGTH_RANGE_MM))
+                length = float(
+                    np.clip(np.exp(rng.normal(np.log(prior.length_mm), prior.length_sigma)), *LENGTH_RANGE_MM)
+                )
                 points = grow(rng, courses, region, start, length)
-                diameter = float(np.clip(np.exp(rng.normal(np.log(prior.diameter_mm), prior.diameter_sigma)), *DIAMETER_RANGE_MM))
+                diameter = float(
+                    np.clip(np.exp(rng.normal(np.log(prior.diameter_mm), prior.diameter_sigma)), *DIAMETER_RANGE_MM)
+                )
                 tube = Tube(region, points, profile(rng, len(points), diameter / 2))
                 if tube.length_mm < LENGTH_RANGE_MM[0]:
                     continue

@@ -95,11 +95,12 @@ def mirror(probabilities: np.ndarray) -> np.ndarray:
 def build(labelmaps: Path, *, processes: int = 2) -> Nifti1Image:
     """Average the votes of the atlas subjects; uint8 image (X, Y, Z, labels)."""
     files = [labelmaps / f"sub-{s}_dseg.nii.gz" for s in ATLAS_SUBJECTS]
-    total = None
+    total: np.ndarray | None = None
     with ProcessPoolExecutor(processes) as pool:
         for one in pool.map(votes, files):
             both = one + mirror(one)
             total = both if total is None else total + both
+    assert total is not None  # ATLAS_SUBJECTS is not empty
     mean = total / (2 * len(files))
     grid = iso_grid(icbm152("T1w"), SPACING_MM)
     return nib.Nifti1Image(np.round(mean * 255).astype(np.uint8), grid.affine)

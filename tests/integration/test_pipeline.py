@@ -1,0 +1,326 @@
+"""The app from files to reports, on simulated heads and (where they are) real scans."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from bids_epvs import pipeline
+from bids_epvs.cli import main, run, settings_from
+from bids_epvs.derivatives import paths
+from bids_epvs.models import MODELS
+from bids_epvs.prepare.regions import NAMES
+
+
+def go(source, out, *options, level="participant"):
+    return run(settings_from([str(source), str(out), level, "-q", *map(str, options)]))
+
+
+def digests(root: Path, *, reports: bool = True) -> dict[str, str]:
+    """Content of everything a run leaves, logs aside."""
+    return {
+        p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(root.rglob("*"))
+        if p.is_file() and "logs" not in p.relative_to(root).parts and (reports or p.suffix != ".html")
+    }
+
+
+def copy_subject(source, target, subject="01"):
+    target.mkdir()
+    for item in source.iterdir():
+        if item.is_file():
+            shutil.copy(item, target)
+    shutil.copytree(source / f"sub-{subject}", target / f"sub-{subject}")
+    return target
+
+
+def test_every_promised_file_is_there(finished):
+    expected = {
+        *(
+            "dataset_description.json",
+            "README",
+            ".bidsignore",
+            "CITATION.bib",
+            "group_epvs.tsv",
+            "group_epvs.json",
+            "group.html",
+        ),
+        *("sub-01.html", "sub-02.html"),
+    }
+    assert expected <= {p.name for p in finished.iterdir()}
+    folder = finished / "sub-01" / "anat"
+    for stem in (
+        *("desc-preproc_T2w.nii.gz", "desc-brain_mask.nii.gz", "seg-epvs_dseg.nii.gz", "seg-epvs_dseg.tsv"),
+        *("desc-lesions_epvs.tsv", "desc-lesions_epvs.json", "desc-summary_epvs.tsv", "desc-summary_epvs.json"),
+        "from-T2w_to-MNI152NLin2009aSym_mode-image_xfm.h5",
+        *(f"label-EPVS_desc-{m}{kind}.nii.gz" for m in MODELS for kind in ("_mask", "_probseg", "instances_dseg")),
+    ):
+        assert (folder / f"sub-01_{stem}").is_file(), stem
+    assert not list(finished.rglob(".epvs-tmp*"))
+
+
+def test_every_image_has_sources_that_exist(finished, simulated):
+    description = json.loads((finished / "dataset_description.json").read_text())
+    roots = {"": finished, "raw": (finished / description["DatasetLinks"]["raw"]).resolve()}
+    assert roots["raw"] == simulated.resolve()
+    images = list(finished.rglob("*.nii.gz"))
+    assert len(images) == 14
+    for image in images:
+        for uri in json.loads(paths.sidecar(image).read_text())["Sources"]:
+            _, link, name = uri.split(":", 2)
+            assert (roots[link] / name).is_file(), uri
+
+
+def test_results_lie_on_the_grid_of_the_t2w(finished, simulated):
+    raw = nib.load(simulated / "sub-01" / "anat" / "sub-01_T2w.nii.gz")
+    for image in (finished / "sub-01").rglob("*.nii.gz"):
+        found = nib.load(image)
+        assert found.shape == raw.shape
+        np.testing.assert_allclose(found.affine, raw.affine, atol=1e-5)
+
+
+def test_tables_agree_with_images(finished):
+    base = finished / "sub-01" / "anat"
+    for model in MODELS:
+        labels = nib.load(base / f"sub-01_label-EPVS_desc-{model}instances_dseg.nii.gz")
+        data = np.asarray(labels.dataobj)
+        lesions = pd.read_csv(base / "sub-01_desc-lesions_epvs.tsv", sep="\t").query("model == @model")
+        summary = pd.read_csv(base / "sub-01_desc-summary_epvs.tsv", sep="\t").query("model == @model")
+        assert lesions["index"].tolist() == list(range(1, data.max() + 1))
+        voxel = float(np.prod(labels.header.get_zooms()))
+        np.testing.assert_allclose(lesions["volume_mm3"], np.bincount(data.ravel())[1:] * voxel, rtol=1e-3)
+        both = summary.query("hemisphere == 'both'")
+        assert both["region"].tolist() == list(NAMES)
+        assert both["count"].sum() == len(lesions) > 0
+        for _, row in lesions.iterrows():
+            i, j, k = np.rint([row.i, row.j, row.k]).astype(int)
+            near = data[max(0, i - 4) : i + 5, max(0, j - 4) : j + 5, max(0, k - 1) : k + 2]
+            assert (near == row["index"]).any()
+            world = labels.affine @ [row.i, row.j, row.k, 1]
+            np.testing.assert_allclose(world[:3], [row.x_mm, row.y_mm, row.z_mm], atol=0.02)
+        names = pd.read_csv(base / "sub-01_seg-epvs_dseg.tsv", sep="\t")
+        assert names["name"].tolist()[:2] == ["LeftBasalGanglia", "RightBasalGanglia"]
+
+
+def test_regions_agree_with_the_truth(finished, simulated):
+    for subject in ("01", "02"):
+        found = np.asarray(nib.load(finished / f"sub-{subject}/anat/sub-{subject}_seg-epvs_dseg.nii.gz").dataobj)
+        truth = simulated / f"derivatives/truth/sub-{subject}/anat/sub-{subject}_seg-epvs_dseg.nii.gz"
+        true = np.asarray(nib.load(truth).dataobj)
+        for index, least in ((1, 0.65), (2, 0.65), (3, 0.7), (4, 0.7), (9, 0.5), (10, 0.5)):
+            a, b = found == index, true == index
+            assert 2 * (a & b).sum() / (a.sum() + b.sum()) > least, (subject, index)
+
+
+def test_bids_validator_reports_no_errors(finished):
+    program = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent))
+    result = subprocess.run([program, str(finished), "--format", "json"], capture_output=True, text=True, check=False)
+    issues = json.loads(result.stdout)["issues"]["issues"]
+    assert [i for i in issues if i["severity"] == "error"] == []
+
+
+def test_a_second_run_computes_nothing(finished, simulated, quick, monkeypatch):
+    before = {p: p.stat().st_mtime_ns for p in (finished / "sub-01").rglob("*") if p.is_file()}
+    assert before
+    monkeypatch.setattr("bids_epvs.prepare.session.prepare", None)
+    assert go(simulated, finished, "--config-file", quick) == 0
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    last = sorted((finished / "logs").glob("*/manifest.json"))[-1]
+    stages = [
+        s for session in json.loads(last.read_text())["sessions"] for s in session["stages"] if s["name"] != "inputs"
+    ]
+    assert stages and all(s["reused"] for s in stages)
+
+
+def test_a_lost_file_is_made_again_and_equal(finished, simulated, quick, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    before = digests(out, reports=False)
+    (out / "sub-01/anat/sub-01_label-EPVS_desc-frangi_mask.nii.gz").unlink()
+    (out / "sub-02/anat/sub-02_desc-lesions_epvs.json").write_text("{ half a fi")
+    assert go(simulated, out, "--config-file", quick) == 0
+    assert digests(out, reports=False) == before
+
+
+def test_one_bad_subject_does_not_stop_the_others(simulated, quick, tmp_path, capsys):
+    raw, out = copy_subject(simulated, tmp_path / "raw"), tmp_path / "out"
+    bad = raw / "sub-00" / "anat" / "sub-00_T2w.nii.gz"
+    bad.parent.mkdir(parents=True)
+    bad.write_bytes((raw / "sub-01/anat/sub-01_T2w.nii.gz").read_bytes()[:100_000])
+    assert go(raw, out, "--config-file", quick, "--skip-bids-validation") == 1
+    assert (out / "sub-01/anat/sub-01_desc-summary_epvs.tsv").is_file()
+    page = (out / "sub-00.html").read_text()
+    assert "sub-00_T2w.nii.gz" in page and "truncated" in page and "copy" in page.lower()
+    assert len(list(out.glob("logs/*/crash-sub-00.txt"))) == 1
+    assert not list((out / "sub-00").rglob("*.nii.gz"))
+    assert "failed: sub-00" in capsys.readouterr().err
+    assert go(raw, out, level="group") == 0
+    assert "truncated" in (out / "group.html").read_text()
+    assert go(raw, out, "--config-file", quick, "--skip-bids-validation", "--stop-on-first-crash") == 1
+
+
+class Page(HTMLParser):
+    """Sources, anchors and visible text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.sources, self.links, self.ids, self.words, self.tags = [], [], set(), [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        found = dict(attrs)
+        if "src" in found:
+            self.sources.append(found["src"])
+        if tag == "a":
+            self.links.append(found["href"])
+        if "id" in found:
+            self.ids.add(found["id"])
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_subject_report_is_self_contained_and_complete(finished):
+    text = (finished / "sub-01.html").read_text()
+    page = Page(text)
+    assert len(page.sources) > 6
+    assert all(s.startswith("data:image/") for s in page.sources)
+    assert not re.search(r'(?:href|src)="https?:|url\(', text)
+    words = " ".join(page.words)
+    summary = pd.read_csv(finished / "sub-01/anat/sub-01_desc-summary_epvs.tsv", sep="\t")
+    for _, row in summary.query("hemisphere == 'both'").iterrows():
+        assert row["region"] in words
+        assert f"{row['count']:,.0f}" in words and f"{row['volume_mm3']:,.1f}" in words
+    for part in ("research use", "N4", "sub-01/anat/sub-01_T2w.nii.gz", "no FLAIR found", "differences from the paper"):
+        assert part in words
+    assert {link[1:] for link in page.links if link.startswith("#")} <= page.ids
+
+
+def test_group_report_links_and_lists(finished):
+    page = Page((finished / "group.html").read_text())
+    for link in page.links:
+        target, _, anchor = link.partition("#")
+        where = finished / target if target else finished / "group.html"
+        assert where.is_file()
+        if anchor:
+            assert anchor in Page(where.read_text()).ids
+    assert page.tags.count("svg") >= 2
+    assert sum(s.startswith("data:image/jpeg") for s in page.sources) == 2
+    table = pd.read_csv(finished / "group_epvs.tsv", sep="\t")
+    assert len(table) == 2 and {"age", "sex", "frangi_BasalGanglia_count"} <= set(table)
+
+
+def test_reports_only_rebuilds_the_page(finished, simulated, quick, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    before = (out / "sub-01.html").read_bytes()
+    (out / "sub-01.html").unlink()
+    assert go(simulated, out, "--config-file", quick, "--reports-only") == 0
+    assert (out / "sub-01.html").read_bytes() == before
+
+
+def test_the_transform_file_is_itk_hdf5(finished):
+    with h5py.File(finished / "sub-01/anat/sub-01_from-T2w_to-MNI152NLin2009aSym_mode-image_xfm.h5") as file:
+        kind = file["TransformGroup/0/TransformType"][0].decode()
+        assert kind == "DisplacementFieldTransform_float_3_3"
+
+
+def test_masks_reach_standard_space(finished, simulated, quick, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    options = ("--participant-label", "01", "--config-file", quick, "--output-spaces", "T2w", "MNI152NLin2009aSym")
+    assert go(simulated, out, *options) == 0
+    mask = nib.load(out / "sub-01/anat/sub-01_space-MNI152NLin2009aSym_label-EPVS_desc-frangi_mask.nii.gz")
+    points = np.argwhere(np.asarray(mask.dataobj) > 0)
+    assert len(points) > 5
+    where = points @ mask.affine[:3, :3].T + mask.affine[:3, 3]
+    lesions = pd.read_csv(out / "sub-01/anat/sub-01_desc-lesions_epvs.tsv", sep="\t")
+    share = lesions.loc[lesions["hemisphere"] == "left", "volume_mm3"].sum() / lesions["volume_mm3"].sum()
+    assert (where[:, 0] < 0).mean() == pytest.approx(share, abs=0.2)
+    assert np.all(np.abs(where.mean(axis=0)) < (20, 50, 50))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["LAS", "RSP", "oblique"])
+def test_storage_of_the_input_changes_no_number(finished, simulated, quick, tmp_path, kind):
+    raw = copy_subject(simulated, tmp_path / "raw")
+    path = raw / "sub-01/anat/sub-01_T2w.nii.gz"
+    image = nib.load(path)
+    if kind == "oblique":
+        angle = np.deg2rad(12)
+        turn = np.eye(4)
+        turn[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        new = nib.Nifti1Image(np.asarray(image.dataobj), turn @ image.affine)
+    else:
+        ornt = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(kind))
+        new = image.as_reoriented(ornt)
+        assert "".join(nib.aff2axcodes(new.affine)) == kind
+    nib.save(new, path)
+    assert go(raw, tmp_path / "out", "--config-file", quick) == 0
+    for name in ("lesions", "summary"):
+        a, b = (
+            pd.read_csv(p / f"sub-01/anat/sub-01_desc-{name}_epvs.tsv", sep="\t") for p in (finished, tmp_path / "out")
+        )
+        same = [c for c in a if c not in ("x_mm", "y_mm", "z_mm", "i", "j", "k") and not c.startswith("orientation")]
+        pd.testing.assert_frame_equal(a[same], b[same], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_processes_and_order_change_nothing(finished, simulated, quick, tmp_path):
+    out = tmp_path / "out"
+    assert go(simulated, out, "--config-file", quick, "--nprocs", "2") == 0
+    skip = {"group.html", "group_epvs.tsv", "group_epvs.json", "dataset_description.json"}
+    a, b = digests(finished), digests(out)
+    assert {k: v for k, v in a.items() if k not in skip} == {k: v for k, v in b.items() if k not in skip}
+
+
+def test_chromium_shows_the_report(finished, tmp_path):
+    browser = next((b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None)
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    picture = tmp_path / "page.png"
+    size = "--window-size=1200,2400"
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", size, f"--screenshot={picture}"]
+    subprocess.run([*command, (finished / "sub-01.html").as_uri()], capture_output=True, timeout=120, check=True)
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(picture).convert("RGB"))
+    assert pixels.std() > 20
+    assert (np.ptp(pixels, axis=-1) > 60).sum() > 500, "no coloured overlay is visible"
+
+
+def test_nothing_finished_is_an_error(simulated, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([str(simulated), str(tmp_path / "out"), "group"])
+    assert stop.value.code == 66
+    assert "participant level" in capsys.readouterr().err
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_a_real_clinical_scan(real_data, tmp_path):
+    settings = ("--participant-label", "03", "--session-label", "1", "--skip-bids-validation")
+    assert go(real_data / "openms", tmp_path, *settings) == 0
+    folder = tmp_path / "sub-03" / "ses-1" / "anat"
+    brain = nib.load(folder / "sub-03_ses-1_desc-brain_mask.nii.gz")
+    volume = np.asarray(brain.dataobj).sum() * np.prod(brain.header.get_zooms()) / 1000
+    assert 1000 < volume < 1900
+    summary = pd.read_csv(folder / "sub-03_ses-1_desc-summary_epvs.tsv", sep="\t")
+    sizes = summary.pivot(index="region", columns="hemisphere", values="region_volume_mm3")
+    np.testing.assert_allclose(sizes["left"] / sizes["right"], 1, atol=0.25)
+    assert 4000 < sizes.loc["Hippocampus", "both"] < 12000
+    assert 20000 < sizes.loc["BasalGanglia", "both"] < 60000
+    assert pipeline.plan(settings_from([str(real_data / "openms"), str(tmp_path), "participant", *settings]))

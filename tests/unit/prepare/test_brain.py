@@ -1,0 +1,64 @@
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_epvs.errors import DataError
+from bids_epvs.prepare import brain
+
+
+def test_expectation_maximisation_recovers_overlapping_classes(rng):
+    truth = rng.integers(0, 3, 6000)
+    values = np.array([[1.0, 5.0], [2.0, 4.0], [4.0, 1.0]])[truth] + rng.normal(0, 0.3, (6000, 2))
+    priors = np.full((6000, 3), 0.2)
+    priors[np.arange(6000), np.where(rng.random(6000) < 0.3, rng.integers(0, 3, 6000), truth)] = 0.6
+    posterior = brain.expectation_maximisation(values, priors)
+    np.testing.assert_allclose(posterior.sum(axis=1), 1)
+    assert (posterior.argmax(axis=1) == truth).mean() > 0.98
+
+
+def test_brain_mask_is_one_piece_without_holes():
+    inside = np.zeros((20, 22, 8))
+    inside[4:16, 4:18, :] = 0.9
+    inside[8:10, 8:10, 3:5] = 0.1
+    inside[0, 0, 0] = 0.9
+    mask = brain.brain_mask(inside, (1, 1, 3))
+    assert mask[9, 9, 3]
+    assert not mask[0, 0, 0]
+    assert mask.sum() == 12 * 14 * 8
+
+
+def test_upsampled_labels_keep_volume_and_place():
+    labels = np.zeros((12, 14, 10), np.int16)
+    labels[3:9, 4:10, 2:8] = 41
+    labels[4:8, 5:9, 3:7] = 4
+    grid = nib.Nifti1Image(labels, np.diag([2, 2, 4, 1.0]))
+    affine = np.diag([0.5, 0.5, 1, 1.0])
+    affine[:3, 3] = (-0.75, -0.75, -1.5)
+    target = nib.Nifti1Image(np.zeros((48, 56, 40), np.uint8), affine)
+    fine = brain.upsample_labels(labels, grid, target)
+    assert set(np.unique(fine)) == {0, 4, 41}
+    for value in (4, 41):
+        assert (fine == value).sum() / 64 == pytest.approx((labels == value).sum(), rel=0.2)
+        centre = np.argwhere(fine == value).mean(axis=0) * (0.5, 0.5, 1) - (0.75, 0.75, 1.5)
+        np.testing.assert_allclose(centre, np.argwhere(labels == value).mean(axis=0) * (2, 2, 4), atol=0.3)
+    np.testing.assert_array_equal(brain.upsample_labels(labels, grid, grid), labels)
+
+
+def test_a_segmentation_replaces_the_atlas():
+    labels = np.zeros((24, 26, 20), np.int32)
+    labels[4:20, 4:22, 3:17] = 3
+    labels[6:18, 6:20, 5:15] = 2
+    labels[10:13, 10:13, 8:11] = 4
+    t2w = nib.Nifti1Image(np.zeros(labels.shape, np.float32), np.diag([2, 2, 2, 1.0]))
+    found = brain.from_segmentation(nib.Nifti1Image(labels, t2w.affine), t2w, None)
+    np.testing.assert_array_equal(found.labels, labels)
+    assert found.brain[labels > 0].mean() > 0.97
+    assert not found.brain[0, 0, 0]
+
+
+def test_a_segmentation_elsewhere_is_refused():
+    t2w = nib.Nifti1Image(np.zeros((9, 9, 9), np.float32), np.eye(4))
+    far = np.eye(4)
+    far[:3, 3] = 500
+    with pytest.raises(DataError, match="no white matter"):
+        brain.from_segmentation(nib.Nifti1Image(np.full((9, 9, 9), 2, np.int32), far), t2w, None)

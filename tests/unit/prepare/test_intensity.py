@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+
+from bids_epvs.prepare import intensity
+
+SPACING = (0.5, 0.5, 3.0)
+
+
+def test_levels_are_robust(rng):
+    image = rng.normal(400, 20, (30, 30, 10))
+    image[:8] = rng.normal(1100, 20, (8, 30, 10))
+    image[20, 20, 5] = 90000
+    white, fluid = np.zeros(image.shape, bool), np.zeros(image.shape, bool)
+    white[10:], fluid[:8] = True, True
+    found = intensity.levels(image, white, fluid)
+    assert found.white == pytest.approx(400, abs=3)
+    assert found.noise == pytest.approx(20, abs=2)
+    assert found.fluid == pytest.approx(1113, abs=5)
+
+
+def test_without_masks_levels_stay_ordered():
+    none = np.zeros((4, 4, 4), bool)
+    found = intensity.levels(np.ones((4, 4, 4)), none, none)
+    assert found.fluid > found.white
+
+
+def test_large_fluid_takes_ventricles_and_leaves_tubes():
+    image = np.full((60, 60, 9), 400.0)
+    labels = np.full(image.shape, 2, np.int16)
+    labels[20:40, 20:40, 2:7] = 4
+    image[labels == 4] = 1100
+    image[50:52, 50:52, 4] = 1000
+    image[5:17, 5:17, 4] = 1050
+    mask = intensity.large_fluid(image, labels, SPACING, intensity.Levels(400, 1100, 10))
+    assert mask[30, 30, 4], "ventricle"
+    assert mask[10, 10, 4], "a lake of 6 mm in white matter"
+    assert not mask[50, 50, 4], "a tube of 1 mm"
+    assert not mask[45, 10, 4]

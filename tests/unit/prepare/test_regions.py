@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+
+from bids_epvs.prepare import regions
+
+SPACING = (2.0, 2.0, 4.0)
+
+
+@pytest.fixture
+def phantom():
+    """Labels of a block of white matter with ventricles, nuclei and brainstem; x < 20 is left."""
+    labels = np.zeros((40, 44, 30), np.int16)
+    labels[2:20, 2:42, 2:28], labels[20:38, 2:42, 2:28] = 2, 41
+    labels[16:20, 10:34, 12:18], labels[20:24, 10:34, 12:18] = 4, 43
+    labels[8:12, 18:30, 8:14], labels[28:32, 18:30, 8:14] = 12, 51
+    labels[13:15, 18:24, 8:14], labels[25:27, 18:24, 8:14] = 10, 49
+    labels[6:8, 10:14, 4:7], labels[32:34, 10:14, 4:7] = 17, 53
+    labels[18:22, 14:20, 2:10] = 16
+    return labels
+
+
+@pytest.fixture
+def to_template():
+    """Voxel (19.5, 22, 12) is the origin of the template."""
+    affine = np.diag([*SPACING, 1.0])
+    affine[:3, 3] = -np.array([19.5, 22, 12]) * SPACING
+    return affine
+
+
+def test_every_region_in_both_hemispheres(phantom, to_template):
+    found = regions.from_labels(phantom, SPACING, to_template)
+    for index, region in regions.REGIONS.items():
+        mask = found == index
+        assert mask.any(), region.full_name
+        assert (np.argwhere(mask)[:, 0] < 20).all() == (region.side == "Left")
+
+
+def test_a_mirrored_head_gives_mirrored_regions(phantom, to_template):
+    found = regions.from_labels(phantom, SPACING, to_template)
+    swap = np.zeros(60, np.int16)
+    for left, right in ((2, 41), (4, 43), (12, 51), (10, 49), (17, 53)):
+        swap[left], swap[right] = right, left
+    swap[16] = 16
+    mirrored = regions.from_labels(swap[phantom[::-1]], SPACING, to_template)
+    other = np.array([0, *(i + 1 if i % 2 else i - 1 for i in range(1, 13))], np.uint8)
+    np.testing.assert_array_equal(other[found[::-1]], mirrored)
+
+
+def test_centrum_semiovale_begins_above_the_ventricles(phantom, to_template):
+    found = regions.from_labels(phantom, SPACING, to_template)
+    high = [i for i, r in regions.REGIONS.items() if r.name == "CentrumSemiovale"]
+    assert np.argwhere(np.isin(found, high))[:, 2].min() == 18
+    assert regions.ventricle_top(phantom, SPACING) == 17
+    assert regions.ventricle_top(np.zeros_like(phantom), SPACING) is None
+
+
+def test_basal_ganglia_hold_the_capsule_and_the_subinsular_white_matter(phantom, to_template):
+    mask = regions.basal_ganglia(phantom, SPACING, to_template)
+    assert mask[12, 20, 10], "between putamen and thalamus"
+    assert mask[7, 24, 10], "lateral of the left putamen"
+    assert mask[32, 24, 10], "lateral of the right putamen"
+    assert not mask[3, 24, 10]
+    assert not regions.basal_ganglia(
+        np.where(phantom == 12, 2, np.where(phantom == 51, 41, 0)), SPACING, to_template
+    ).any()
+
+
+def test_midbrain_is_above_the_plane(phantom, to_template):
+    height = {"pons": np.full(phantom.shape, 1.0), "diencephalon": np.full(phantom.shape, 1.0)}
+    height["pons"][:, :, :6] = -1.0
+    found = regions.from_labels(phantom, SPACING, to_template, above=height)
+    midbrain = [i for i, r in regions.REGIONS.items() if r.name == "Midbrain"]
+    assert np.isin(found, midbrain).sum() == (phantom[:, :, 6:] == 16).sum()
+
+
+def test_slices_of_the_scales(phantom):
+    assert regions.rating_slices(phantom, SPACING, 9.6) == {
+        "anterior_commissure": 10,
+        "ventricle_top": 17,
+        "adams_cso": 19,
+    }
+    cut = phantom[:, :, :18]
+    assert regions.rating_slices(cut, SPACING, -1.0) == {"ventricle_top": 17}
+
+
+def test_indices_of_other_programs():
+    given = np.array([[0, 2, 77, 1001, 2035, 3005, 4010, 5001, 5002, 85, 99]])
+    assert regions.simplify(given).tolist() == [[0, 2, 2, 3, 42, 2, 41, 2, 41, 24, 0]]

@@ -1,0 +1,62 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from bids_epvs.errors import UsageError
+from bids_epvs.settings import Settings, as_toml, read_toml
+
+
+def test_toml_round_trip(tmp_path):
+    settings = Settings(
+        bids_dir=tmp_path, models=("frangi",), derivatives={"fs": tmp_path}, mem_gb=8.0, resume=False, verbose=2
+    )
+    path = tmp_path / "s.toml"
+    path.write_text(tomli_w.dumps(as_toml(settings)))
+    assert Settings(**read_toml(path)) == settings
+
+
+def test_paths_are_made_absolute(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert Settings(bids_dir=Path("a/../b")).bids_dir == tmp_path / "b"
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("nprocs = 1.5", "expected int"),
+        ("nprocs = true", "expected int"),
+        ("resume = 1", "expected bool"),
+        ("models = 'frangi'", "list of strings"),
+        ("weights = 3", "expected a table"),
+        ("no_such_key = 1", "unknown keys: no_such_key"),
+        ("= 3", "not TOML"),
+    ],
+)
+def test_bad_toml(tmp_path, text, match):
+    path = tmp_path / "s.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=match):
+        read_toml(path)
+
+
+def test_absent_toml(tmp_path):
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_toml(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"nprocs": 0}, "--nprocs: expected at least 1"),
+        ({"mem_gb": -1.0}, "positive"),
+        ({"max_volume_mm3": 0.1}, "largest volume"),
+        ({"registration": "rigid"}, "deformable or affine"),
+        ({"device": "tpu"}, "cuda"),
+        ({"device": "cpu:1"}, "cuda"),
+    ],
+)
+def test_impossible_values(change, match):
+    with pytest.raises(UsageError, match=match):
+        replace(Settings(), **change)
