@@ -123,6 +123,7 @@ def _write_preparation(scan: Scan, settings: Settings, result: Any, key: str, no
     from bids_epvs.prepare.template import icbm152
 
     files = anatomy(scan, settings)
+    reference = _sources(scan, settings, "T2w")[0]
     for name, path in images(scan, settings).items():
         meta = {"Sources": _sources(scan, settings, *dict.fromkeys((name, "T2w"))), "SkullStripped": False}
         meta["Description"] = "N4 bias-corrected" + ("" if name == "T2w" else ", rigidly resampled onto the T2w")
@@ -133,9 +134,14 @@ def _write_preparation(scan: Scan, settings: Settings, result: Any, key: str, no
         target, lambda p: ants.write_world_transform(result.alignment.transform, native, icbm152("T1w"), p)
     )
     write.as_json(paths.sidecar(target), {"Sources": _sources(scan, settings, "T2w"), write.KEY: key})
-    source = {"Sources": _sources(scan, settings, "T2w"), write.KEY: key}
+    source = {"Sources": _sources(scan, settings, "T2w"), "SpatialReference": reference, write.KEY: key}
     brain = to_native(result.anatomy.brain, native)
-    write.image(files["brain"], brain, native, meta={**source, "RawSources": source["Sources"], "Type": "Brain"})
+    write.image(
+        files["brain"],
+        brain,
+        native,
+        meta={**source, "Type": "Brain", "Description": "inside the skull: brain and its fluid"},
+    )
     csf = to_native(result.csf, native)
     about = "Ventricles, cisterns and sulci, left out of the search"
     write.image(files["csf"], csf, native, meta={**source, "Type": "Brain", "Description": about})
@@ -154,6 +160,7 @@ def _write_preparation(scan: Scan, settings: Settings, result: Any, key: str, no
         meta={
             **source,
             "Manual": False,
+            "Description": "regions in which EPVS are counted, by hemisphere",
             "Atlas": "packaged" if not find_segmentation(scan, settings.derivatives) else "given with -d",
             "CanonicalVoxelToTemplate": result.to_template.round(6).tolist(),
             "RatingSlices": dict(result.slices),
@@ -225,10 +232,19 @@ def model(scan: Scan, settings: Settings, name: str, prepared_key: str, note: di
         "DOI": spec.doi,
     }
     meta |= {"Notes": list(prediction.notes), "Calibrated": spec.calibrated, write.KEY: key}
-    write.image(files["probability"], to_native(prediction.probability, native), native, meta=meta)
-    write.image(files["mask"], to_native(labels > 0, native), native, meta={**meta, "Type": "Lesion"})
+    text = "probability of EPVS" if spec.calibrated else "response of the method, 0.5 at its threshold; no probability"
+    write.image(
+        files["probability"], to_native(prediction.probability, native), native, meta={**meta, "Description": text}
+    )
+    about = {"Type": "Lesion", "Description": f"EPVS found by {name}"}
+    write.image(files["mask"], to_native(labels > 0, native), native, meta={**meta, **about})
     small = labels.astype(np.uint16 if labels.max() < 65536 else np.int32)
-    write.image(files["instances"], to_native(small, native), native, meta={**meta, "Manual": False})
+    write.image(
+        files["instances"],
+        to_native(small, native),
+        native,
+        meta={**meta, "Manual": False, "Description": "one index per EPVS"},
+    )
     return key
 
 

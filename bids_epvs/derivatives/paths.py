@@ -18,7 +18,9 @@ IGNORED = (
     "*_xfm.h5",
     "*_xfm.json",
     "*.html",
-    "**/figures/",
+    "*_label-EPVS_desc-*instances_dseg.*",
+    "sub-*/figures",
+    "CITATION.bib",
     "logs/",
     "group_epvs*",
 )
