@@ -25,7 +25,7 @@ PARAMETERS: dict[str, Any] = {
     "alpha": 0.5,
     "beta": 0.5,
     "c": 0.66,
-    "threshold_3d": 0.02,
+    "threshold_3d": 0.003,
     "threshold_2d": 0.005,
     "min_contrast": 0.1,
     "area_mm2_basal_ganglia": (1.5, 18.0),
