@@ -21,7 +21,7 @@ demo: $(BIN)/.installed
 	@echo "group:    $(CURDIR)/$(DEMO)/out/group.html"
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

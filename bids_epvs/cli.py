@@ -131,8 +131,8 @@ def run(settings: Settings) -> int:
     if settings.dry_run:
         print("\n".join(pipeline.plan(settings)))
         return 0
-    with logs.progress(settings) as on_done:
-        outcomes = pipeline.participant(settings, on_done=on_done)
+    with logs.progress(settings) as watch:
+        outcomes = pipeline.participant(settings, watch=watch)
     failed = [o for o in outcomes if o.error]
     if outcomes:
         print(f"{len(outcomes) - len(failed)} session(s) done, {len(failed)} failed; results in {settings.output_dir}")

@@ -8,12 +8,13 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tomli_w
 
@@ -21,6 +22,11 @@ from bids_epvs import __version__
 from bids_epvs.derivatives import write
 from bids_epvs.records import Outcome
 from bids_epvs.settings import Settings, as_toml
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 LEVELS = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
 _PACKAGES = ("antspyx", "nibabel", "numpy", "pandas", "pybids", "scikit-image", "scipy", "nilearn", "tensorflow-cpu")
@@ -42,16 +48,62 @@ class Run:
     started: float
 
 
+class Watch:
+    """Told about the progress of a run; this one says nothing."""
+
+    def begin(self, sessions: int) -> None:
+        """So many sessions will be tried."""
+
+    def stage(self, label: str, name: str) -> None:
+        """A stage of a session begins (only told where sessions run in this process)."""
+
+    def done(self, outcome: Outcome) -> None:
+        """A session ended."""
+
+
+class LogWatch(Watch):
+    """Plain lines, for log files of clusters."""
+
+    def done(self, outcome: Outcome) -> None:
+        """One line a session."""
+        logger.warning("%s %s", outcome.label, f"failed: {outcome.error}" if outcome.error else "done")
+
+
+class BarWatch(Watch):
+    """A rich progress bar of sessions, with the stage at work."""
+
+    def __init__(self, bar: Progress) -> None:
+        self.bar = bar
+        self.task = bar.add_task("reading the dataset", total=None)
+
+    def begin(self, sessions: int) -> None:
+        """Set the length of the bar."""
+        self.bar.update(self.task, total=sessions, description="sessions")
+
+    def stage(self, label: str, name: str) -> None:
+        """Show the stage."""
+        self.bar.update(self.task, description=f"{label}: {name}")
+
+    def done(self, outcome: Outcome) -> None:
+        """Advance."""
+        text = f"{outcome.label} {'failed' if outcome.error else 'done'}"
+        self.bar.update(self.task, advance=1, description=text)
+
+
 @dataclass
 class Clock:
     """Times the stages of one session."""
 
+    label: str = ""
+    watch: Watch = field(default_factory=lambda: Watch())
     entries: list[tuple[str, float, float, bool]] = field(default_factory=list)
+    hashes: dict[str, str] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict]:
         """Time a block; the block may set ``reused`` in the dictionary it is given."""
         note: dict = {"reused": False}
+        self.watch.stage(self.label, name)
         start = time.perf_counter()
         try:
             yield note
@@ -127,6 +179,7 @@ def finish(run: Run, outcomes: list[Outcome], without_t2w: Iterable[str]) -> Pat
             "label": o.label,
             "error": o.error or None,
             "crash_file": o.crash_file or None,
+            "inputs_sha256": dict(o.hashes),
             "stages": [dict(zip(("name", "seconds", "peak_mib", "reused"), s, strict=True)) for s in o.stages],
         }
         for o in outcomes
@@ -144,11 +197,10 @@ def finish(run: Run, outcomes: list[Outcome], without_t2w: Iterable[str]) -> Pat
 
 
 @contextmanager
-def progress(settings: Settings) -> Iterator[Callable[[Outcome], None]]:
-    """Tell of finished sessions: a rich progress bar on a terminal, log lines otherwise."""
+def progress(settings: Settings) -> Iterator[Watch]:
+    """A progress bar on a terminal, log lines otherwise."""
     if not sys.stderr.isatty() or settings.verbose < 0:
-        logger = logging.getLogger(__name__)
-        yield lambda o: logger.warning("%s %s", o.label, f"failed: {o.error}" if o.error else "done")
+        yield LogWatch()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -161,5 +213,4 @@ def progress(settings: Settings) -> Iterator[Callable[[Outcome], None]]:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("sessions", total=None)
-        yield lambda o: bar.update(task, advance=1, description=f"{o.label} {'failed' if o.error else 'done'}")
+        yield BarWatch(bar)

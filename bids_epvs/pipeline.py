@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
@@ -38,7 +39,6 @@ from bids_epvs.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[Outcome], None]
 GB_PER_SUBJECT = 4.0
 """Memory that one subject may need (measured peak in benchmarks/, rounded up)."""
 
@@ -117,14 +117,14 @@ def plan(settings: Settings) -> list[str]:
     return [*lines, *(f"{label}: no T2w, skipped" for label in selection.without_t2w)]
 
 
-def participant(settings: Settings, *, on_done: Progress | None = None) -> list[Outcome]:
+def participant(settings: Settings, *, watch: logs.Watch | None = None) -> list[Outcome]:
     """Run the stages for every chosen subject; failures are recorded, never raised, one session at a time.
 
     Parameters
     ----------
     settings : Settings
-    on_done : callable, optional
-        Called with each Outcome, for progress bars.
+    watch : Watch, optional
+        Told about the progress.
 
     Returns
     -------
@@ -140,24 +140,25 @@ def participant(settings: Settings, *, on_done: Progress | None = None) -> list[
         settings.output_dir, source=settings.bids_dir, version=__version__, citations=boilerplate.bibliography()
     )
     run = logs.start(settings)
-    outcomes = list(_all_subjects(by_subject, settings, run, on_done))
+    watch = watch or logs.Watch()
+    watch.begin(len(selection.scans))
+    outcomes = list(_all_subjects(by_subject, settings, run, watch))
     logs.finish(run, outcomes, selection.without_t2w)
     return outcomes
 
 
 def _all_subjects(
-    by_subject: list[list[Scan]], settings: Settings, run: logs.Run, on_done: Progress | None
+    by_subject: list[list[Scan]], settings: Settings, run: logs.Run, watch: logs.Watch
 ) -> Iterable[Outcome]:
     """Outcomes of all subjects, in processes of their own where more than one may run."""
-    tell = on_done or (lambda outcome: None)
     results = (
-        (run_subject(scans, settings, run) for scans in by_subject)
+        (run_subject(scans, settings, run, watch) for scans in by_subject)
         if settings.nprocs == 1
         else _in_processes(by_subject, settings, run)
     )
     for outcomes in results:
         for outcome in outcomes:
-            tell(outcome)
+            watch.done(outcome)
             yield outcome
         if settings.stop_on_first_crash and any(o.error for o in outcomes):
             logger.error("stopping at the first failure, as asked")
@@ -188,21 +189,21 @@ def _alone(scans: list[Scan], settings: Settings, run: logs.Run) -> list[Outcome
             return [Outcome(s.label, error=error.message) for s in scans]
 
 
-def run_subject(scans: list[Scan], settings: Settings, run: logs.Run) -> list[Outcome]:
+def run_subject(scans: list[Scan], settings: Settings, run: logs.Run, watch: logs.Watch | None = None) -> list[Outcome]:
     """Stages 1-5 for each session of one subject, then its report (stage 6). The only place that catches everything."""
     logs.configure_worker(settings, run)
     outcomes = []
     for scan in scans:
-        clock = logs.Clock()
+        clock = logs.Clock(scan.label, watch or logs.Watch())
         try:
             if not settings.reports_only:
                 run_session(scan, settings, clock)
-            outcomes.append(Outcome(scan.label, stages=clock.rows()))
+            outcomes.append(Outcome(scan.label, stages=clock.rows(), hashes=clock.hashes))
         except Exception as error:
             message = error.message if isinstance(error, EpvsError) else f"{type(error).__name__}: {error}"
             crash = logs.crash(run, scan.label, traceback.format_exc())
             logger.error("%s failed: %s (%s)", scan.label, message, crash)
-            outcomes.append(Outcome(scan.label, error=message, crash_file=crash, stages=clock.rows()))
+            outcomes.append(Outcome(scan.label, message, crash, clock.rows(), clock.hashes))
             if settings.stop_on_first_crash:
                 break
     return _report(scans, outcomes, settings, run)
@@ -213,6 +214,7 @@ def run_session(scan: Scan, settings: Settings, clock: logs.Clock) -> None:
     write.sweep(paths.session_dir(settings.output_dir, scan))
     with clock.stage("inputs"):
         keys = stages.input_keys(scan, settings)
+        clock.hashes.update(keys)
     with clock.stage("preparation") as note:
         prepared_key = stages.preparation(scan, settings, keys, note)
     names = settings.models or tuple(MODELS)
@@ -238,7 +240,7 @@ def _report(scans: list[Scan], outcomes: list[Outcome], settings: Settings, run:
         logger.error("report of sub-%s failed: %s (%s)", scans[0].subject, error, crash)
         last = outcomes[-1]
         message = last.error or f"report: {error}"
-        outcomes[-1] = Outcome(last.label, error=message, crash_file=crash, stages=last.stages)
+        outcomes[-1] = replace(last, error=message, crash_file=crash)
     return outcomes
 
 

@@ -158,12 +158,15 @@ class Outcome:
         Name of the crash file, relative to the output.
     stages : tuple
         (stage, seconds, peak memory in MiB of the process so far, reused) in order.
+    hashes : mapping
+        SHA-256 of each input file.
     """
 
     label: str
     error: str = ""
     crash_file: str = ""
     stages: tuple[tuple[str, float, float, bool], ...] = ()
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

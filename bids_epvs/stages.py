@@ -125,7 +125,8 @@ def _write_preparation(scan: Scan, settings: Settings, result: Any, key: str, no
     files = anatomy(scan, settings)
     reference = _sources(scan, settings, "T2w")[0]
     for name, path in images(scan, settings).items():
-        meta = {"Sources": _sources(scan, settings, *dict.fromkeys((name, "T2w"))), "SkullStripped": False}
+        used = _sources(scan, settings, *dict.fromkeys((name, "T2w")))
+        meta: dict[str, Any] = {"Sources": used, "SpatialReference": reference, "SkullStripped": False}
         meta["Description"] = "N4 bias-corrected" + ("" if name == "T2w" else ", rigidly resampled onto the T2w")
         data = np.asarray(result.images[name].dataobj, dtype=np.float32)
         write.image(path, to_native(data, native), native, meta={**meta, write.KEY: key})

@@ -1,0 +1,57 @@
+import io
+import json
+
+import pytest
+
+from bids_epvs import logs
+from bids_epvs.records import Outcome
+from bids_epvs.settings import Settings
+
+
+def test_a_clock_times_stages_even_when_they_fail():
+    clock = logs.Clock("sub-01")
+    with clock.stage("one") as note:
+        note["reused"] = True
+    with pytest.raises(ZeroDivisionError), clock.stage("two"):
+        1 / 0  # noqa: B018
+    assert [(r[0], r[3]) for r in clock.rows()] == [("one", True), ("two", False)]
+    assert all(r[1] >= 0 and r[2] > 1 for r in clock.rows())
+
+
+def test_the_manifest_records_versions_hashes_and_errors(tmp_path):
+    run = logs.start(Settings(output_dir=tmp_path))
+    crash = logs.crash(run, "sub-02", "Traceback")
+    assert (tmp_path / crash).read_text() == "Traceback"
+    outcomes = [
+        Outcome("sub-01", stages=(("inputs", 1.0, 2.0, False),), hashes={"T2w": "ab"}),
+        Outcome("sub-02", "bad", crash),
+    ]
+    content = json.loads(logs.finish(run, outcomes, ["sub-03"]).read_text())
+    assert content["versions"]["bids_epvs"]
+    assert content["sessions"][0]["inputs_sha256"] == {"T2w": "ab"}
+    assert content["sessions"][1]["error"] == "bad"
+    assert content["skipped_without_t2w"] == ["sub-03"]
+    assert (run.folder / "settings.toml").is_file()
+
+
+def test_plain_lines_without_a_terminal(caplog):
+    with logs.progress(Settings()) as watch:
+        watch.begin(2)
+        watch.stage("sub-01", "inputs")
+        watch.done(Outcome("sub-01"))
+        watch.done(Outcome("sub-02", "bad"))
+    assert [r.getMessage() for r in caplog.records] == ["sub-01 done", "sub-02 failed: bad"]
+
+
+def test_a_bar_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with logs.progress(Settings()) as watch:
+        watch.begin(1)
+        watch.stage("sub-01", "preparation")
+        watch.done(Outcome("sub-01"))
+    assert "sub-01 done" in terminal.getvalue() and "1/1" in terminal.getvalue()
