@@ -64,13 +64,49 @@ def resample(source: Nifti1Image, grid: Nifti1Image, *, order: int = 1, antialia
 
 
 def affine_sample(data: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...], *, order: int) -> np.ndarray:
-    """`scipy.ndimage.affine_transform`; the half voxel outside the border repeats it, further out it is 0."""
+    """`scipy.ndimage.affine_transform`, 0 beyond the border; linear interpolation between parallel axes is done here.
+
+    Parameters
+    ----------
+    data : ndarray
+        (X, Y, Z).
+    matrix : ndarray
+        4 x 4, output voxels to voxels of `data`.
+    shape : tuple of int
+        Of the output.
+    order : int
+        Spline order.
+    """
     linear, offset = matrix[:3, :3], matrix[:3, 3]
-    if np.allclose(linear, np.diag(np.diag(linear)), atol=1e-9):  # separable, much faster
-        linear = np.diag(linear)
+    if not np.allclose(linear, np.diag(np.diag(linear)), atol=1e-9):
+        return ndimage.affine_transform(data, linear, offset, output_shape=shape, order=order, mode="grid-constant")
+    if order == 1:
+        out = np.asarray(data, np.float32)
+        for axis in np.argsort([n / m for n, m in zip(shape, data.shape, strict=True)], kind="stable"):
+            out = _linear_along(out, int(axis), float(linear[axis, axis]), float(offset[axis]), shape[axis])
+        return out
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The behavior of affine_transform")
-        return ndimage.affine_transform(data, linear, offset, output_shape=shape, order=order, mode="grid-constant")
+        scales = np.diag(linear)  # separable, much faster
+        return ndimage.affine_transform(data, scales, offset, output_shape=shape, order=order, mode="grid-constant")
+
+
+def _linear_along(data: np.ndarray, axis: int, scale: float, offset: float, n: int) -> np.ndarray:
+    """Linear interpolation along one axis at ``scale * k + offset``; what lies outside counts as 0."""
+    size = data.shape[axis]
+    at = np.arange(n) * scale + offset
+    low = np.floor(at).astype(np.intp)
+    share = (1 - (at - low), at - low)
+    shape = [1] * data.ndim
+    shape[axis] = n
+    total: np.ndarray | None = None
+    for step, weight in enumerate(share):
+        index = low + step
+        inside = (index >= 0) & (index < size)
+        part = data.take(np.clip(index, 0, size - 1), axis)
+        part *= np.where(inside, weight, 0).astype(np.float32).reshape(shape)
+        total = part if total is None else np.add(total, part, out=total)
+    return data if total is None else total
 
 
 def voxel_spacing(frame: Nifti1Image) -> tuple[float, float, float]:

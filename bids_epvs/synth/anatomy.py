@@ -1,10 +1,10 @@
-"""Heads to simulate: label maps of real people or the packaged atlas, deformed at random."""
+"""Heads to simulate: label maps of real people or the packaged atlas, drawn at half a millimetre, deformed at random."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from pathlib import Path
 
 import nibabel as nib
@@ -17,10 +17,15 @@ from bids_epvs.prepare import atlas
 from bids_epvs.prepare.brain import upsample_labels
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.prepare.regions import simplify
-from bids_epvs.prepare.resample import affine_sample, iso_grid
+from bids_epvs.prepare.resample import iso_grid, resample
 
 NEEDED = (2, 41, 3, 42, 4, 43, 11, 50, 12, 51, 13, 52, 10, 49, 16)
 """Labels without which a map is no head: white matter, cortex, ventricles, nuclei, brainstem."""
+
+WMH_LEFT, WMH_RIGHT, LACUNE, LACUNE_RIM, FLOW_VOID = 25, 57, 601, 602, 603
+"""Labels that only simulation uses; `plain` turns lesions of white matter into white matter."""
+SOFT_TISSUE = 507
+FINE_MM = 0.5
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,9 @@ class Anatomy:
     Attributes
     ----------
     labels : ndarray of int16
-        (X, Y, Z), axes R, A, S; indices of `ATLAS_LABELS`, 0 is air.
+        (X, Y, Z), axes R, A, S; indices of `ATLAS_LABELS` and the labels above, 0 is air.
     affine : ndarray
-        4 x 4, voxels to millimetres of the head's own space.
+        4 x 4, voxels to millimetres of the head's own space; no rotation.
     to_template : ndarray
         4 x 4, millimetres of the head to ICBM152 millimetres.
     """
@@ -48,6 +53,21 @@ class Anatomy:
         return float(x), float(y), float(z)
 
 
+def plain(labels: np.ndarray) -> np.ndarray:
+    """Labels without what simulation adds: lesions become white matter, flow voids fluid; lacunes stay out of it."""
+    table = np.arange(int(max(labels.max(), FLOW_VOID)) + 1, dtype=np.int16)
+    table[WMH_LEFT], table[WMH_RIGHT], table[FLOW_VOID] = 2, 41, 24
+    table[LACUNE] = table[LACUNE_RIM] = 24
+    return table[labels]
+
+
+def every_second(head: Anatomy) -> Anatomy:
+    """The head at twice its voxel size, every second voxel along each axis."""
+    affine = head.affine.copy()
+    affine[:3, :3] *= 2
+    return replace(head, labels=np.ascontiguousarray(head.labels[::2, ::2, ::2]), affine=affine)
+
+
 @cache
 def average() -> Anatomy:
     """The packaged atlas as labels at its own 1.5 mm: every voxel its most probable label, or air."""
@@ -57,33 +77,36 @@ def average() -> Anatomy:
     best = np.argmax(data, axis=-1)
     certain = np.take_along_axis(data, best[..., None], axis=-1)[..., 0]
     labels = np.where(certain > air, np.array(list(ATLAS_LABELS), np.int16)[best], 0).astype(np.int16)
-    return Anatomy(_filled(labels), source.affine, np.eye(4))
+    inside = ndimage.binary_fill_holes(labels > 0)
+    labels = np.where(inside & (labels == 0), SOFT_TISSUE, labels).astype(np.int16)
+    return Anatomy(labels, source.affine, np.eye(4))
 
 
 @cache
-def packaged() -> Anatomy:
-    """`average` at 1 mm with smooth borders."""
-    coarse = as_image(average().labels, average())
-    grid = iso_grid(coarse, 1.0)
-    return Anatomy(upsample_labels(average().labels, coarse, grid), grid.affine, np.eye(4))
+def packaged(spacing: float = FINE_MM) -> Anatomy:
+    """`average` drawn finely."""
+    return refined(average(), spacing)
 
 
-def _filled(labels: np.ndarray) -> np.ndarray:
-    """Air inside the head becomes soft tissue (where no label has the majority)."""
-    inside = ndimage.binary_fill_holes(labels > 0)
-    return np.where(inside & (labels == 0), 507, labels).astype(np.int16)
-
-
-def from_labelmap(path: Path) -> Anatomy:
-    """A head from a label map with FreeSurfer indices (extra-cerebral tissue 500-530).
+@lru_cache(maxsize=1)
+def from_labelmap(path: Path, spacing: float = FINE_MM) -> Anatomy:
+    """A head from a label map with FreeSurfer indices (extra-cerebral tissue 500-530), drawn finely.
 
     Raises
     ------
     DataError
         Not 3-D, not whole numbers, or without the labels of a head.
     """
-    image = nib.as_closest_canonical(nib.load(path))
-    data = np.asarray(image.dataobj)
+    return refined(read_labelmap(path), spacing)
+
+
+def read_labelmap(path: Path) -> Anatomy:
+    """The label map as it is stored, axes turned to R, A, S; see `from_labelmap`."""
+    try:
+        image = nib.as_closest_canonical(nib.load(path))
+        data = np.asarray(image.dataobj)
+    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
+        raise DataError(f"not readable as an image ({error}).", where=path) from error
     if data.ndim != 3:
         raise DataError(f"expected a 3-D label map, found shape {data.shape}.", where=path)
     if not np.all(data == np.rint(data)):
@@ -92,7 +115,51 @@ def from_labelmap(path: Path) -> Anatomy:
     missing = [ATLAS_LABELS[i].name for i in NEEDED if not (labels == i).any()]
     if missing:
         raise DataError(f"labels are missing: {', '.join(missing)}.", where=path, remedy="Use FreeSurfer indices.")
-    return Anatomy(labels, image.affine, centroid_affine(labels, image.affine))
+    for index in (WMH_LEFT, WMH_RIGHT):
+        labels[data == index] = index
+    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = -spacing * (np.array(labels.shape) - 1) / 2
+    return Anatomy(labels, affine, centroid_affine(plain(labels), affine))
+
+
+def refined(head: Anatomy, spacing: float) -> Anatomy:
+    """The head cut to what is not air, at smaller voxels.
+
+    Borders between structures of the brain become smooth (linear interpolation of indicators); everything outside the
+    skull keeps the shape of its voxels.
+    """
+    labels, affine = _cut(head.labels, head.affine, head.labels > 0, 2)
+    source = nib.Nifti1Image(labels, affine)
+    grid = iso_grid(source, spacing)
+    out = np.asarray(resample(source, grid, order=0).dataobj).copy()
+    known = np.zeros(1024, np.int16)
+    brain = [*(i for i, e in ATLAS_LABELS.items() if e.brain), WMH_LEFT, WMH_RIGHT]
+    known[brain] = brain
+    inner, inner_affine = _cut(known[labels], affine, known[labels] > 0, 1)
+    inner_source = nib.Nifti1Image(inner, inner_affine)
+    shift = np.rint((inner_affine[:3, 3] - affine[:3, 3]) / np.diag(affine)[:3]).astype(int)
+    first = np.floor(shift * np.diag(affine)[:3] / spacing).astype(int)
+    last = np.minimum(np.ceil((shift + inner.shape) * np.diag(affine)[:3] / spacing).astype(int), out.shape)
+    box = tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
+    part = nib.Nifti1Image(np.broadcast_to(np.uint8(0), tuple(last - first)), _moved(grid.affine, first))
+    smooth = upsample_labels(inner, inner_source, part)
+    out[box] = np.where(smooth > 0, smooth, out[box])
+    return Anatomy(out, grid.affine, head.to_template)
+
+
+def _moved(affine: np.ndarray, voxels: np.ndarray) -> np.ndarray:
+    """The affine of the part of a grid that begins at a voxel."""
+    out = affine.copy()
+    out[:3, 3] += affine[:3, :3] @ voxels
+    return out
+
+
+def _cut(labels: np.ndarray, affine: np.ndarray, mask: np.ndarray, margin: int) -> tuple[np.ndarray, np.ndarray]:
+    """The part of a grid that holds a mask, with a margin, and its affine."""
+    found = ndimage.find_objects(mask.astype(np.uint8))[0]
+    box = tuple(slice(max(0, s.start - margin), s.stop + margin) for s in found)
+    return labels[box], _moved(affine, np.array([b.start for b in box]))
 
 
 def centroids(labels: np.ndarray, affine: np.ndarray) -> dict[int, np.ndarray]:
@@ -115,7 +182,12 @@ def centroid_affine(labels: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def deformed(
-    head: Anatomy, rng: np.random.Generator, *, spacing: float = 0.8, amount: float = 1.0, warp_mm: float = 2.5
+    head: Anatomy,
+    rng: np.random.Generator,
+    *,
+    spacing: float = FINE_MM,
+    amount: float = 1.0,
+    warp_mm: float = 2.5,
 ) -> Anatomy:
     """A new head: random size, shear, rotation and smooth deformation of another.
 
@@ -132,39 +204,68 @@ def deformed(
     """
     centre = (head.affine @ np.r_[(np.array(head.labels.shape) - 1) / 2, 1.0])[:3]
     linear = _random_linear(rng, amount)
-    box = _bounds(head)
-    corners = (box - centre) @ np.linalg.inv(linear).T
+    corners = (_bounds(head) - centre) @ np.linalg.inv(linear).T
     low, high = corners.min(axis=0) - 4, corners.max(axis=0) + 4
     shape = np.ceil((high - low) / spacing).astype(int)
     affine = np.diag([spacing] * 3 + [1.0])
     affine[:3, 3] = low
     knots = np.maximum(4, np.ceil((high - low) / 40).astype(int) + 1)
-    shift = np.stack([smooth_field(rng.normal(0, warp_mm * amount, knots), shape) for _ in range(3)])
+    field = rng.normal(0, warp_mm * amount, (3, *knots))
     to_old = np.linalg.inv(head.affine)
-    matrix = to_old[:3, :3] @ linear
+    shift = np.tensordot(to_old[:3, :3], np.stack([_coarse(f, shape) for f in field]), axes=1).astype(np.float32)
+    matrix = to_old[:3, :3] @ linear @ np.diag([spacing] * 3)
     offset = to_old[:3, :3] @ (linear @ low + centre) + to_old[:3, 3]
-    labels = np.zeros(shape, np.int16)
-    x, y = np.meshgrid(np.arange(shape[0]) * spacing, np.arange(shape[1]) * spacing, indexing="ij")
-    for k in range(shape[2]):  # slice by slice: all coordinates at once would take a gigabyte
-        here = np.stack([x, y, np.full_like(x, k * spacing)])
-        voxel = np.einsum("ij,jxy->ixy", matrix, here) + np.einsum("ij,jxy->ixy", to_old[:3, :3], shift[..., k])
-        voxel += offset[:, None, None]
-        labels[:, :, k] = ndimage.map_coordinates(head.labels, voxel, order=0, mode="constant")
+    labels = _warped(head.labels, matrix, offset, shift, shape)
     to_old_mm = np.eye(4)
     to_old_mm[:3, :3], to_old_mm[:3, 3] = linear, centre
     return Anatomy(labels, affine, head.to_template @ to_old_mm)
 
 
+def _warped(
+    labels: np.ndarray, matrix: np.ndarray, offset: np.ndarray, shift: np.ndarray, shape: np.ndarray
+) -> np.ndarray:
+    """Nearest labels at ``matrix @ voxel + offset + shift``, slice by slice (all coordinates would take gigabytes)."""
+    out = np.zeros(tuple(shape), labels.dtype)
+    spread = [linear_weights(n, m) for n, m in zip(shape, shift.shape[1:], strict=True)]
+    i = np.arange(shape[0], dtype=np.float32)[:, None]
+    j = np.arange(shape[1], dtype=np.float32)[None, :]
+    for k in range(shape[2]):
+        here = spread[0] @ (shift @ spread[2][k]) @ spread[1].T
+        at = []
+        inside = np.ones(tuple(shape[:2]), bool)
+        for a in range(3):
+            value = matrix[a, 0] * i + matrix[a, 1] * j + np.float32(matrix[a, 2] * k + offset[a]) + here[a]
+            nearest = np.rint(value).astype(np.int32)
+            inside &= (nearest >= 0) & (nearest < labels.shape[a])
+            at.append(np.clip(nearest, 0, labels.shape[a] - 1))
+        out[:, :, k] = np.where(inside, labels[at[0], at[1], at[2]], 0)
+    return out
+
+
+def linear_weights(fine: int, coarse: int) -> np.ndarray:
+    """(fine, coarse) matrix of linear interpolation between grids over the same field of view, border repeated."""
+    at = np.clip((np.arange(fine) + 0.5) * coarse / fine - 0.5, 0, coarse - 1)
+    low = np.minimum(np.floor(at).astype(int), max(coarse - 2, 0))
+    out = np.zeros((fine, coarse), np.float32)
+    out[np.arange(fine), low] = 1 - (at - low)
+    if coarse > 1:
+        out[np.arange(fine), low + 1] = at - low
+    return out
+
+
+def _coarse(knots: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Cubic interpolation of knots to an eighth of a grid."""
+    middle = np.maximum(4, np.asarray(shape) // 8)
+    return ndimage.zoom(knots, middle / knots.shape, order=3, mode="nearest", grid_mode=True).astype(np.float32)
+
+
 def smooth_field(knots: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Values at knots spread over a grid: cubic to an eighth of it, then linear (float32)."""
-    middle = np.maximum(4, np.asarray(shape) // 8)
-    coarse = ndimage.zoom(knots, middle / knots.shape, order=3, mode="nearest", grid_mode=True).astype(np.float32)
-    scale = np.array(coarse.shape) / np.asarray(shape)
-    matrix = np.diag([*scale, 1.0])
-    matrix[:3, 3] = (scale - 1) / 2
-    padded = np.pad(coarse, 1, mode="edge")
-    matrix[:3, 3] += 1
-    return affine_sample(padded, matrix, tuple(int(n) for n in shape), order=1)
+    out = _coarse(knots, shape)
+    for axis, n in enumerate(shape):
+        weights = linear_weights(int(n), out.shape[axis])
+        out = np.moveaxis(np.tensordot(weights, out, axes=(1, axis)), 0, axis)
+    return np.ascontiguousarray(out)
 
 
 def _bounds(head: Anatomy) -> np.ndarray:

@@ -1,37 +1,45 @@
-"""From labels and tubes to an image: tissue intensities, slices, partial volume, bias field, noise."""
+"""From labels and tubes to an image: tissue intensities, slices, partial volume, the scanner's k-space and noise."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import nibabel as nib
 import numpy as np
-from scipy import ndimage
+from scipy import fft, ndimage
 
 from bids_epvs.prepare.labels import ATLAS_LABELS
-from bids_epvs.prepare.resample import resample
-from bids_epvs.synth.anatomy import Anatomy, smooth_field
+from bids_epvs.synth.anatomy import FLOW_VOID, LACUNE, LACUNE_RIM, WMH_LEFT, WMH_RIGHT, smooth_field
 
 MEANS: Mapping[str, Mapping[str, float]] = {
     "T2w": {
-        **{"WM": 395, "GM": 470, "DGM": 410, "Pallidum": 320, "CSF": 1152},
-        **{"Eye": 1150, "Soft": 280, "Mucosa": 800, "Skin": 600, "Vessel": 180, "Bone": 50, "Marrow": 420},
+        **{"WM": 395, "GM": 470, "DGM": 410, "Pallidum": 320, "CSF": 1152, "WMH": 657, "FlowVoid": 120},
+        **{"Eye": 1150, "Soft": 280, "Mucosa": 800, "Skin": 700, "Vessel": 180, "Bone": 50, "Marrow": 420},
     },
     "T1w": {
-        **{"WM": 900, "GM": 600, "DGM": 720, "Pallidum": 810, "CSF": 230},
-        **{"Eye": 250, "Soft": 520, "Mucosa": 620, "Skin": 900, "Vessel": 380, "Bone": 60, "Marrow": 950},
+        **{"WM": 900, "GM": 600, "DGM": 720, "Pallidum": 810, "CSF": 230, "WMH": 690, "FlowVoid": 350},
+        **{"Eye": 250, "Soft": 520, "Mucosa": 620, "Skin": 1000, "Vessel": 380, "Bone": 60, "Marrow": 950},
     },
     "FLAIR": {
-        **{"WM": 420, "GM": 540, "DGM": 470, "Pallidum": 380, "CSF": 110},
-        **{"Eye": 120, "Soft": 330, "Mucosa": 620, "Skin": 560, "Vessel": 150, "Bone": 50, "Marrow": 430},
+        **{"WM": 420, "GM": 540, "DGM": 470, "Pallidum": 380, "CSF": 110, "WMH": 780, "FlowVoid": 100},
+        **{"Eye": 120, "Soft": 330, "Mucosa": 620, "Skin": 600, "Vessel": 150, "Bone": 50, "Marrow": 430},
     },
     "SWI": {
-        **{"WM": 520, "GM": 580, "DGM": 500, "Pallidum": 360, "CSF": 620},
+        **{"WM": 520, "GM": 580, "DGM": 500, "Pallidum": 360, "CSF": 620, "WMH": 560, "FlowVoid": 700},
         **{"Eye": 640, "Soft": 420, "Mucosa": 320, "Skin": 520, "Vessel": 200, "Bone": 60, "Marrow": 300},
     },
 }
-"""Typical intensity of each tissue (arbitrary units; T2w after the published phantom of Bernal 2022)."""
+"""Typical intensity of each tissue at 3 T (arbitrary units; T2w after the phantom of Bernal et al. 2022)."""
+AT_15_TESLA: Mapping[str, Mapping[str, float]] = {
+    "T2w": {"Pallidum": 1.1, "DGM": 1.03},
+    "T1w": {"GM": 1.06, "CSF": 0.9},
+    "FLAIR": {"CSF": 1.2, "WMH": 0.95},
+    "SWI": {"Pallidum": 1.2, "Vessel": 1.4},
+}
+"""Factors on `MEANS` at 1.5 T."""
+EXTRA = {WMH_LEFT: "WMH", WMH_RIGHT: "WMH", LACUNE: "CSF", LACUNE_RIM: "WMH", FLOW_VOID: "FlowVoid"}
+RANDOM = "random"
+"""Name of the contrast whose tissues have random intensities (domain randomisation)."""
 
 
 @dataclass(frozen=True)
@@ -41,99 +49,186 @@ class Protocol:
     Attributes
     ----------
     spacing : tuple of float
-        Voxel sizes (mm) along R, A, S.
+        Reconstructed voxel sizes (mm) along R, A, S; the last is the distance of slices.
+    thickness : float
+        Of a slice, mm; the rest of the distance is a gap.
+    matrix : float
+        Share of the in-plane matrix that is acquired; the rest is zero-filled (interpolation, Gibbs ringing).
     snr : float
         White matter signal over noise.
     bias : float
         Standard deviation of the logarithm of the coil field.
+    tesla : float
+        1.5 or 3.
+    ghost : float
+        Amplitude of the ghost half a field of view away, relative.
+    motion_mm : float
+        Displacement of the head during part of the acquisition.
     """
 
     spacing: tuple[float, float, float]
-    snr: float
-    bias: float
+    thickness: float
+    matrix: float = 1.0
+    snr: float = 30.0
+    bias: float = 0.08
+    tesla: float = 3.0
+    ghost: float = 0.0
+    motion_mm: float = 0.0
 
 
-def grid_of(head: Anatomy, spacing: tuple[float, float, float]) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Shape and affine (no rotation) of an acquisition that covers the head."""
-    extent = np.array(head.labels.shape) * np.array(head.spacing)
-    shape = tuple(int(v) for v in np.ceil(extent / spacing))
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = head.affine[:3, 3] - np.array(head.spacing) / 2 + np.array(spacing) / 2
-    return (shape[0], shape[1], shape[2]), affine
+def draw_protocol(rng: np.random.Generator, kind: str) -> Protocol:
+    """A random protocol: ``research`` (isotropic), ``clinical`` (thick slices) or ``mixed`` (one of both)."""
+    if kind == "mixed":
+        kind = ("research", "clinical")[int(rng.integers(2))]
+    tesla = float(rng.choice([1.5, 3.0]))
+    if kind == "research":
+        side = round(float(rng.uniform(0.7, 1.0)), 2)
+        spacing, thickness = (side, side, side), side
+    else:
+        side, distance = round(float(rng.uniform(0.4, 0.8)), 3), round(float(rng.uniform(2.5, 6.0)), 1)
+        spacing, thickness = (side, side, distance), round(distance * float(rng.uniform(0.8, 1.0)), 2)
+    return Protocol(
+        spacing=spacing,
+        thickness=thickness,
+        matrix=round(float(rng.uniform(0.6, 1.0)), 2),
+        snr=round(float(rng.uniform(15, 35) * (1.3 if tesla == 3.0 else 1.0)), 1),
+        bias=round(float(rng.uniform(0.03, 0.1) * (1.5 if tesla == 3.0 else 1.0)), 3),
+        tesla=tesla,
+        ghost=round(float(rng.exponential(0.004)), 4),
+        motion_mm=round(float(rng.exponential(0.3) * (rng.random() < 0.4)), 2),
+    )
 
 
-def tissue_image(head: Anatomy, means: Mapping[str, float], rng: np.random.Generator) -> np.ndarray:
-    """Intensity of each voxel of the head: mean of its tissue, varied by structure, with smooth texture (float32)."""
-    table = np.zeros(int(head.labels.max()) + 1, np.float32)
-    for index, entry in ATLAS_LABELS.items():
-        if index < len(table):
-            table[index] = means[entry.tissue] * (1 + rng.normal(0, 0.02))
-    out = table[head.labels]
-    texture = ndimage.gaussian_filter(rng.standard_normal(head.labels.shape, dtype=np.float32), 1.2)
-    return out * (1 + 0.03 * texture / texture.std())
+def draw_means(rng: np.random.Generator, contrast: str, tesla: float = 3.0) -> dict[str, float]:
+    """Mean of each tissue: typical with 4 % variation, or anything for `RANDOM`."""
+    if contrast == RANDOM:
+        means = {name: float(rng.uniform(50, 1000)) for name in MEANS["T2w"]}
+        means["CSF"] = means["WM"] + float(rng.choice([-1, 1]) * rng.uniform(150, 700))
+        low = min(means.values())
+        return {name: value - min(low, 0.0) + 20 for name, value in means.items()}
+    factor = AT_15_TESLA[contrast] if tesla < 2 else {}
+    return {k: v * factor.get(k, 1.0) * float(np.exp(rng.normal(0, 0.04))) for k, v in MEANS[contrast].items()}
 
 
-def acquire(head: Anatomy, intensities: np.ndarray, shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
-    """Average the head over voxels: slices are sampled at 0.8 mm or finer and averaged (float32)."""
-    spacing = np.diag(affine)[:3]
-    parts = max(1, int(np.ceil(spacing[2] / 0.8)))
-    fine = affine.copy()
-    fine[2, 2] = spacing[2] / parts
-    fine[2, 3] = affine[2, 3] - spacing[2] / 2 + fine[2, 2] / 2
-    grid = nib.Nifti1Image(np.broadcast_to(np.uint8(0), (*shape[:2], shape[2] * parts)), fine)
-    data = np.asarray(resample(nib.Nifti1Image(intensities, head.affine), grid).dataobj)
-    return data.reshape(*shape, parts).mean(axis=-1, dtype=np.float32)
+def intensity_table(rng: np.random.Generator, means: Mapping[str, float]) -> np.ndarray:
+    """Intensity of each label, float32: the mean of its tissue, varied by 2 %."""
+    table = np.zeros(1024, np.float32)
+    tissues = {i: e.tissue for i, e in ATLAS_LABELS.items()} | EXTRA
+    for index, tissue in tissues.items():
+        table[index] = means[tissue] * (1 + rng.normal(0, 0.02))
+    return table
 
 
-def add_tubes(image: np.ndarray, fraction: np.ndarray, means: Mapping[str, float], strength: float) -> np.ndarray:
-    """Fill tubes with fluid: `strength` of the step from white matter to cerebrospinal fluid, by volume fraction."""
-    return image + fraction * np.float32(strength * (means["CSF"] - means["WM"]))
-
-
-def bias_field(shape: tuple[int, int, int], rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Smooth positive field with mean near 1 (float32)."""
-    knots = rng.normal(0, strength, (4, 4, 4))
-    return np.exp(smooth_field(knots, shape))
-
-
-def rician(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """Magnitude of the image with complex Gaussian noise of standard deviation `sigma` (float32)."""
-    real = image + sigma * rng.standard_normal(image.shape, dtype=np.float32)
-    return np.hypot(real, sigma * rng.standard_normal(image.shape, dtype=np.float32))
-
-
-def scan(
-    rng: np.random.Generator,
-    head: Anatomy,
-    fraction: np.ndarray,
-    affine: np.ndarray,
-    *,
-    contrast: str,
-    protocol: Protocol,
-    strength: float,
-) -> np.ndarray:
-    """One image of a head on a grid whose tube fractions are known.
+def averaging(n: int, step: float, centres: np.ndarray, width: float, *, soft: float = 0.0) -> np.ndarray:
+    """Weights that average a fine axis over wider windows.
 
     Parameters
     ----------
-    rng : Generator
-    head : Anatomy
-    fraction : ndarray
-        From `tubes.occupancy` on the grid.
-    affine : ndarray
-        Of the grid.
-    contrast : str
-        A key of `MEANS`.
-    protocol : Protocol
-    strength : float
-        Of the signal inside a tube, 0-1 of fluid.
+    n : int
+        Fine voxels; voxel k spans from k to k + 1 times `step`.
+    step, width : float
+        Fine voxel size and width of the window, mm.
+    centres : ndarray
+        Centres of the windows, mm from the start of the axis.
+    soft : float
+        Share of the window over which a slice profile rises and falls (0: rectangular).
 
     Returns
     -------
     ndarray of float32
+        (len(centres), n), rows sum to 1 where the window lies inside.
     """
-    varied = {k: v * float(np.exp(rng.normal(0, 0.04))) for k, v in MEANS[contrast].items()}
-    image = acquire(head, tissue_image(head, varied, rng), fraction.shape, affine)
-    image = add_tubes(image, fraction, varied, strength)
-    image *= bias_field(image.shape, rng, protocol.bias)
-    return rician(image, varied["WM"] / protocol.snr, rng)
+    x = np.arange(n + 1) * step - centres[:, None]
+    if soft == 0:
+        area = np.clip(x, -width / 2, width / 2)
+    else:  # a trapezoid: two boxes convolved
+        ramp = soft * width
+
+        def rise(at: np.ndarray) -> np.ndarray:
+            return np.maximum(at, 0) ** 2 / 2
+
+        far, near = (width + ramp) / 2, (width - ramp) / 2
+        area = (rise(x + far) - rise(x + near) - rise(x - near) + rise(x - far)) / ramp
+    return (np.diff(area, axis=1) / width).astype(np.float32)
+
+
+def average(volume: np.ndarray, weights: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+    """Separable average of a (X, Y, Z) volume with one matrix an axis (float32)."""
+    out = np.asarray(volume, np.float32) @ weights[2].T
+    out = np.tensordot(weights[0], out, axes=(1, 0))
+    return np.ascontiguousarray(np.moveaxis(np.tensordot(weights[1], out, axes=(1, 1)), 0, 1))
+
+
+def bias_field(shape: tuple[int, ...], rng: np.random.Generator, strength: float) -> np.ndarray:
+    """Smooth positive field with mean near 1 (float32)."""
+    return np.exp(smooth_field(rng.normal(0, strength, (4, 4, 4)), shape))
+
+
+def texture(shape: tuple[int, ...], spacing: tuple[float, ...], rng: np.random.Generator) -> np.ndarray:
+    """Multiplicative texture of tissue: noise with a grain of 1.2 mm, 2.5 % (float32)."""
+    grain = ndimage.gaussian_filter(
+        rng.standard_normal(shape, dtype=np.float32), [1.2 / s for s in spacing], truncate=3
+    )
+    return 1 + np.float32(0.025) * grain / max(float(grain.std()), 1e-6)
+
+
+def through_scanner(image: np.ndarray, rng: np.random.Generator, protocol: Protocol, sigma: float) -> np.ndarray:
+    """What a scanner makes of an ideal image: truncated k-space, ghost, motion, complex noise; the magnitude.
+
+    Parameters
+    ----------
+    image : ndarray
+        (X, Y, Z); slices are axial, phase is encoded along the second axis.
+    rng : Generator
+    protocol : Protocol
+    sigma : float
+        Standard deviation of the noise of each channel in the image.
+    """
+    nx, ny, _ = image.shape
+    k = fft.fft2(image.astype(np.complex64), axes=(0, 1))
+    fx, fy = np.abs(fft.fftfreq(nx)) * 2, np.abs(fft.fftfreq(ny)) * 2
+    window = (_edge(fx, protocol.matrix)[:, None] * _edge(fy, protocol.matrix)[None, :]).astype(np.float32)
+    if protocol.motion_mm > 0:
+        lines = fy > rng.uniform(0.15, 0.5)
+        lines &= fft.fftfreq(ny) * (1 if rng.random() < 0.5 else -1) > 0
+        shift = rng.normal(0, protocol.motion_mm, 2) / np.array(protocol.spacing[:2])
+        turn = np.exp(-2j * np.pi * (fft.fftfreq(nx)[:, None] * shift[0] + fft.fftfreq(ny)[None] * shift[1]))
+        k *= np.where(lines[None], turn, 1).astype(np.complex64)[..., None]
+    if protocol.ghost > 0:
+        odd = (np.arange(ny) % 2).astype(np.float32)
+        k *= (1 - 2 * protocol.ghost * odd)[None, :, None]
+    kept = float((window > 0).sum())
+    scale = np.float32(sigma * nx * ny / np.sqrt(kept))
+    k.real += scale * rng.standard_normal(k.shape, dtype=np.float32)
+    k.imag += scale * rng.standard_normal(k.shape, dtype=np.float32)
+    k *= window[..., None]
+    return np.abs(fft.ifft2(k, axes=(0, 1), overwrite_x=True))
+
+
+def _edge(frequency: np.ndarray, share: float) -> np.ndarray:
+    """Window over frequencies (0-1): 1 inside, falling over the last tenth of `share`, 0 beyond."""
+    return np.clip((share - frequency) / (0.1 * share) + 1e-6, 0, 1) if share < 1 else np.ones_like(frequency)
+
+
+def weights(
+    shape: tuple[int, ...], step: float, out: tuple[int, int, int], protocol: Protocol, start: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Averaging matrices from a fine block to an acquired one.
+
+    Parameters
+    ----------
+    shape, step
+        Of the fine block, mm.
+    out : tuple of int
+        Shape of the acquired block.
+    start : ndarray
+        Outer corner of the acquired block, mm from that of the fine one.
+    """
+    made = []
+    for axis in range(3):
+        spacing = protocol.spacing[axis]
+        centres = start[axis] + (np.arange(out[axis]) + 0.5) * spacing
+        thick = axis == 2 and protocol.thickness < spacing - 1e-6
+        width = protocol.thickness if axis == 2 else spacing
+        made.append(averaging(shape[axis], step, centres, width, soft=0.2 if thick else 0.0))
+    return made[0], made[1], made[2]

@@ -23,21 +23,17 @@ import pandas as pd
 from bids_epvs import __version__
 from bids_epvs.derivatives import paths, write
 from bids_epvs.errors import DataError, EpvsError, UsageError
-from bids_epvs.prepare.regions import REGIONS, from_labels
-from bids_epvs.prepare.resample import resample
+from bids_epvs.group.table import wide_row
+from bids_epvs.measure import ratings
+from bids_epvs.prepare.regions import NAMES, REGIONS, rating_slices
 from bids_epvs.records import Scan
-from bids_epvs.synth import anatomy, contrast, tubes
+from bids_epvs.synth import anatomy, contrast, mimics, scene, tubes
 
-PROTOCOLS: Mapping[str, tuple[contrast.Protocol, ...]] = {
-    "research": (contrast.Protocol((0.8, 0.8, 0.8), snr=30, bias=0.08),),
-    "clinical": (
-        contrast.Protocol((0.45, 0.45, 4.0), snr=30, bias=0.08),
-        contrast.Protocol((0.6, 0.6, 3.0), snr=25, bias=0.12),
-    ),
-}
-PROTOCOLS = {**PROTOCOLS, "mixed": PROTOCOLS["clinical"] + PROTOCOLS["research"]}
+PROTOCOLS = ("clinical", "mixed", "research")
 _SUFFIX = {"T2w": "T2w", "T1w": "T1w", "FLAIR": "FLAIR", "SWI": "swi"}
 _NOTE = "simulated: no person was scanned"
+VISIBLE = 0.25
+"""Share of a voxel that an EPVS must fill to be counted in a slice."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +46,18 @@ class Plan:
     subjects : int
     seed : int
     protocol : str
-        Key of `PROTOCOLS`; subjects take its acquisitions in turn.
+        One of `PROTOCOLS`.
     contrasts : tuple of str
         T2w first.
     burden : str, optional
         Key of `tubes.BURDENS`; by default low, mid and high in turn.
     labelmaps : tuple of Path
         Label maps used in turn; the packaged atlas without.
-    head_mm : float
+    with_mimics : bool
+        Lesions, lacunes and vessels.
+    spacing : tuple of float, optional
+        Voxel sizes (mm) of every image instead of random ones.
+    fine_mm : float
         Voxel size at which tissue is drawn before it is averaged to the acquired voxels.
     """
 
@@ -68,77 +68,9 @@ class Plan:
     contrasts: tuple[str, ...] = ("T2w",)
     burden: str | None = None
     labelmaps: tuple[Path, ...] = ()
-    head_mm: float = 0.8
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One simulated head.
-
-    Attributes
-    ----------
-    images : mapping
-        Contrast -> float32 array.
-    fraction : ndarray of float32
-        Share of each voxel filled by EPVS.
-    instances : ndarray of int32
-        Number of the tube in each voxel that a tube touches.
-    regions : ndarray of uint8
-        Indices of `REGIONS`.
-    affine : ndarray
-        4 x 4.
-    tubes : tuple of Tube
-    parameters : mapping
-        What was drawn.
-    """
-
-    images: Mapping[str, np.ndarray]
-    fraction: np.ndarray
-    instances: np.ndarray
-    regions: np.ndarray
-    affine: np.ndarray
-    tubes: tuple[tubes.Tube, ...]
-    parameters: Mapping[str, Any]
-
-
-def sample(
-    rng: np.random.Generator,
-    head: anatomy.Anatomy,
-    *,
-    protocol: contrast.Protocol,
-    contrasts: Sequence[str] = ("T2w",),
-    burden: str = "mid",
-    head_mm: float = 0.8,
-) -> Sample:
-    """Simulate one head in memory.
-
-    Parameters
-    ----------
-    rng : Generator
-    head : Anatomy
-        Undeformed.
-    protocol : Protocol
-    contrasts : sequence of str
-    burden : str
-        Key of `tubes.BURDENS`.
-    head_mm : float
-        See `Plan`.
-    """
-    moved = anatomy.deformed(head, rng, spacing=head_mm)
-    regions = from_labels(moved.labels, moved.spacing, moved.to_template @ moved.affine)
-    counts = tubes.sample_counts(rng, burden)
-    drawn = tubes.sample(rng, moved, regions, counts)
-    shape, affine = contrast.grid_of(moved, protocol.spacing)
-    fraction, index = tubes.occupancy(drawn, shape, affine)
-    grid = nib.Nifti1Image(np.broadcast_to(np.uint8(0), shape), affine)
-    on_grid = np.asarray(resample(anatomy.as_image(regions, moved), grid, order=0).dataobj)
-    strength = float(rng.uniform(0.6, 1.0))
-    images = {
-        name: contrast.scan(rng, moved, fraction, affine, contrast=name, protocol=protocol, strength=strength)
-        for name in contrasts
-    }
-    used = {"Protocol": asdict(protocol), "TubeSignal": strength, "CountsWanted": counts, "Burden": burden}
-    return Sample(images, fraction, index, on_grid, affine, tuple(drawn), used)
+    with_mimics: bool = True
+    spacing: tuple[float, float, float] | None = None
+    fine_mm: float = anatomy.FINE_MM
 
 
 def simulate(plan: Plan, *, nprocs: int = 1) -> None:
@@ -151,81 +83,247 @@ def simulate(plan: Plan, *, nprocs: int = 1) -> None:
     DataError
         A label map cannot be used.
     """
-    if plan.out.exists() and any(plan.out.iterdir()):
-        raise UsageError("the output directory is not empty.", where=plan.out, remedy="Choose a new one.")
+    if plan.out.exists() and (not plan.out.is_dir() or any(plan.out.iterdir())):
+        raise UsageError("the output exists and is not empty.", where=plan.out, remedy="Choose a new directory.")
     for path in plan.labelmaps:
-        anatomy.from_labelmap(path)
+        anatomy.read_labelmap(path)
     numbers = range(plan.subjects)
     if nprocs == 1:
         rows = [one_subject(plan, n) for n in numbers]
     else:
         with ProcessPoolExecutor(nprocs, mp_context=get_context("spawn")) as pool:
             rows = list(pool.map(one_subject, [plan] * plan.subjects, numbers))
-    _top(plan, pd.DataFrame(rows))
+    _top(plan, pd.DataFrame([r[0] for r in rows]), pd.DataFrame([r[1] for r in rows]))
 
 
-def one_subject(plan: Plan, number: int) -> dict[str, Any]:
-    """Simulate and write one subject; its row of participants.tsv."""
+def one_subject(plan: Plan, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Simulate and write one subject; its rows of participants.tsv and of phenotype/epvs.tsv."""
     rng = np.random.default_rng([plan.seed, number])
-    burden = plan.burden or list(tubes.BURDENS)[number % len(tubes.BURDENS)]
-    acquisitions = PROTOCOLS[plan.protocol]
-    protocol = acquisitions[number % len(acquisitions)]
-    head = anatomy.from_labelmap(plan.labelmaps[number % len(plan.labelmaps)]) if plan.labelmaps else anatomy.packaged()
-    age = int(rng.integers(*{"low": (45, 60), "mid": (55, 75), "high": (65, 90)}[burden]))
+    burden = plan.burden or ("low", "mid", "high")[number % 3]
+    head = _head(plan, number)
+    age = int(rng.integers(*AGES.get(burden, (45, 91))))
     sex = "FM"[int(rng.integers(2))]
-    found = sample(rng, head, protocol=protocol, contrasts=plan.contrasts, burden=burden, head_mm=plan.head_mm)
+    made = scene.build(rng, head, burden=burden, age=age, with_mimics=plan.with_mimics, fine_mm=plan.fine_mm)
     scan = Scan(f"{number + 1:02d}", None, {})
-    for name, data in found.images.items():
+    strength = round(float(rng.uniform(0.5, 1.0)), 3)
+    first = _protocol(rng, plan)
+    tesla = first.tesla
+    for name in plan.contrasts:
+        protocol = first if name == "T2w" else _same_scanner(_protocol(rng, plan), tesla)
+        look = scene.draw_look(rng, name, strength=strength, tesla=tesla)
+        data = made.scan(rng, look, protocol)
+        _, affine = made.grid(protocol.spacing)
+        moved = np.eye(4) if name == "T2w" else between_scans(rng)
+        meta = {**sidecar(protocol), "Seed": [plan.seed, number], "EpvsSignal": strength, **made.parameters}
         folder = "swi" if name == "SWI" else "anat"
-        stem = f"sub-{scan.subject}_{_SUFFIX[name]}.nii.gz"
-        meta = {"Simulated": True, "Description": _NOTE, "Seed": [plan.seed, number], **found.parameters}
-        grid = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), found.affine)
-        write.image(plan.out / f"sub-{scan.subject}" / folder / stem, np.rint(data).astype(np.int16), grid, meta=meta)
-    _truth(plan.out / "derivatives" / "truth", scan, found)
-    return {"participant_id": f"sub-{scan.subject}", "age": age, "sex": sex}
+        path = plan.out / f"sub-{scan.subject}" / folder / f"sub-{scan.subject}_{_SUFFIX[name]}.nii.gz"
+        grid = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), moved @ affine)
+        write.image(path, np.rint(np.clip(data, 0, 32767)).astype(np.int16), grid, meta=meta)
+    found = truth(made, first.spacing)
+    write_truth(plan.out / "derivatives" / "truth", scan, found, link=f"bids:raw:sub-{scan.subject}/anat/")
+    ids = {"participant_id": f"sub-{scan.subject}"}
+    return {**ids, "age": age, "sex": sex}, {**ids, **wide_row(found.summary)}
 
 
-def _truth(root: Path, scan: Scan, found: Sample) -> None:
-    """Fractions, masks, instances, regions and the table of tubes."""
-    grid = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), found.affine)
-    meta = {"Sources": [f"bids:raw:sub-{scan.subject}/anat/sub-{scan.subject}_T2w.nii.gz"], "Description": _NOTE}
-
-    def save(data: np.ndarray, **entities: str) -> None:
-        more = {"Type": "Lesion"} if entities["suffix"] == "mask" else {"Manual": False}
-        write.image(paths.derivative(root, scan, **entities), data, grid, meta={**meta, **more})
-
-    save(found.fraction, label="EPVS", suffix="probseg")
-    save(found.fraction >= 0.5, label="EPVS", suffix="mask")
-    save(found.instances, label="EPVS", suffix="dseg")
-    save(found.regions, seg="epvs", suffix="dseg")
-    write.table(paths.derivative(root, scan, desc="truth", suffix="epvs", extension=".tsv"), truth_table(found))
+AGES: Mapping[str, tuple[int, int]] = {"low": (45, 60), "mid": (55, 75), "high": (65, 91), "elderly": (70, 95)}
+"""Range of ages (years) that goes with a burden."""
 
 
-def truth_table(found: Sample) -> pd.DataFrame:
-    """A row per tube: where, how long, how wide, how much."""
-    voxel = float(abs(np.linalg.det(found.affine[:3, :3])))
-    volume = np.bincount(found.instances.ravel(), found.fraction.ravel(), minlength=len(found.tubes) + 1) * voxel
+def _head(plan: Plan, number: int) -> anatomy.Anatomy:
+    """The head of a subject, drawn finely."""
+    if not plan.labelmaps:
+        return anatomy.packaged(plan.fine_mm)
+    return anatomy.from_labelmap(plan.labelmaps[number % len(plan.labelmaps)], plan.fine_mm)
+
+
+def _protocol(rng: np.random.Generator, plan: Plan) -> contrast.Protocol:
+    """A random protocol, with the voxels that the plan asks for."""
+    drawn = contrast.draw_protocol(rng, plan.protocol)
+    if plan.spacing is None:
+        return drawn
+    return contrast.Protocol(**{**asdict(drawn), "spacing": plan.spacing, "thickness": plan.spacing[2]})
+
+
+def _same_scanner(protocol: contrast.Protocol, tesla: float) -> contrast.Protocol:
+    return contrast.Protocol(**{**asdict(protocol), "tesla": tesla})
+
+
+def between_scans(rng: np.random.Generator) -> np.ndarray:
+    """Rigid movement of a head between two scans (sd 0.5 mm and 0.3 degrees), 4 x 4."""
+    out = np.eye(4)
+    for a, b, angle in ((1, 2, 0), (0, 2, 1), (0, 1, 2)):
+        turn = np.eye(4)
+        value = np.deg2rad(rng.normal(0, 0.3))
+        turn[a, a] = turn[b, b] = np.cos(value)
+        turn[a, b], turn[b, a] = -np.sin(value), np.sin(value)
+        out = turn @ out
+        out[angle, 3] += rng.normal(0, 0.5)
+    return out
+
+
+def sidecar(protocol: contrast.Protocol) -> dict[str, Any]:
+    """Acquisition parameters under their BIDS names, and the rest."""
+    return {
+        "Simulated": True,
+        "Description": _NOTE,
+        "MagneticFieldStrength": protocol.tesla,
+        "SliceThickness": protocol.thickness,
+        "SpacingBetweenSlices": protocol.spacing[2],
+        "Protocol": asdict(protocol),
+    }
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known about one T2w, on its grid.
+
+    Attributes
+    ----------
+    fraction : ndarray of float32
+        Share of each voxel filled by EPVS.
+    instances : ndarray of int32
+        EPVS that fills most of each voxel it touches.
+    regions, mimics : ndarray of uint8
+    affine : ndarray
+        4 x 4.
+    table, summary : DataFrame
+        A row per EPVS; a row per region and hemisphere.
+    """
+
+    fraction: np.ndarray
+    instances: np.ndarray
+    regions: np.ndarray
+    mimics: np.ndarray
+    affine: np.ndarray
+    table: pd.DataFrame
+    summary: pd.DataFrame
+
+
+def truth(made: scene.Scene, spacing: tuple[float, float, float]) -> Truth:
+    """The truth of a scene on the grid of a scan."""
+    fraction, instances = made.fraction(spacing)
+    _, affine = made.grid(spacing)
+    regions = made.regions_on(spacing)
+    half = anatomy.every_second(made.head)
+    commissure = np.linalg.inv(made.head.to_template @ affine) @ [0.0, 2.0, -4.0, 1.0]
+    slices = rating_slices(_nearest(anatomy.plain(half.labels), half, regions.shape, affine), spacing, commissure[2])
+    table = truth_table(made.tubes, instances, fraction, affine)
+    return Truth(
+        fraction,
+        instances,
+        regions,
+        made.mimics_on(spacing),
+        affine,
+        table,
+        truth_summary(table, instances, fraction, regions, spacing, slices),
+    )
+
+
+def _nearest(data: np.ndarray, head: anatomy.Anatomy, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+    """Values of a head's grid at the voxels of another unrotated grid."""
+    at = []
+    for axis, n in enumerate(shape):
+        mm = affine[axis, 3] + np.arange(n) * affine[axis, axis]
+        index = np.rint((mm - head.affine[axis, 3]) / head.affine[axis, axis]).astype(int)
+        at.append(np.clip(index, 0, data.shape[axis] - 1))
+    return data[np.ix_(*at)]
+
+
+def truth_table(
+    drawn: Sequence[tubes.Tube], instances: np.ndarray, fraction: np.ndarray, affine: np.ndarray
+) -> pd.DataFrame:
+    """A row per tube: where, its course, how long, how wide, how much, how visible."""
+    inverse = np.linalg.inv(affine)
+    peak = np.zeros(len(drawn) + 1, np.float32)
+    np.maximum.at(peak, instances.ravel(), fraction.ravel())
     rows = []
-    for index, tube in enumerate(found.tubes, start=1):
+    for index, tube in enumerate(drawn, start=1):
         region = REGIONS[tube.region]
         x, y, z = tube.points.mean(axis=0).round(3)
         rows.append(
             {
                 **{"index": index, "region": region.name, "hemisphere": region.side.lower()},
                 **{"x_mm": x, "y_mm": y, "z_mm": z},
-                "volume_mm3": round(float(volume[index]), 4),
+                "slice": round(float(inverse[2, :3] @ tube.points.mean(axis=0) + inverse[2, 3])),
+                "volume_mm3": round(tube.volume_mm3, 4),
                 "length_mm": round(tube.length_mm, 3),
                 "width_mean_mm": round(tube.diameter_mm, 3),
+                "peak_fraction": round(float(peak[index]), 3),
+                "course_mm": ";".join(" ".join(f"{v:.2f}" for v in p) for p in tube.points),
             }
         )
-    names = ["index", "region", "hemisphere", "x_mm", "y_mm", "z_mm", "volume_mm3", "length_mm", "width_mean_mm"]
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows, columns=list(TRUTH_COLUMNS))
 
 
-def _top(plan: Plan, participants: pd.DataFrame) -> None:
-    """Files at the top of the dataset and of the truth."""
-    made_by = [{"Name": "bids_epvs-simulate", "Version": __version__}]
+TRUTH_COLUMNS: dict[str, dict[str, str]] = {
+    "index": {"Description": "value in the instance image"},
+    "region": {"Description": "region of its middle"},
+    "hemisphere": {"Description": "left or right"},
+    "x_mm": {"Description": "mean of the centre line, scanner x (RAS)", "Units": "mm"},
+    "y_mm": {"Description": "mean of the centre line, scanner y (RAS)", "Units": "mm"},
+    "z_mm": {"Description": "mean of the centre line, scanner z (RAS)", "Units": "mm"},
+    "slice": {"Description": "axial slice of that point, from 0 at the bottom"},
+    "volume_mm3": {"Description": "volume of the tube", "Units": "mm3"},
+    "length_mm": {"Description": "length of the centre line", "Units": "mm"},
+    "width_mean_mm": {"Description": "mean diameter", "Units": "mm"},
+    "peak_fraction": {"Description": "largest share of a voxel of this scan that it fills"},
+    "course_mm": {"Description": "points of the centre line, x y z separated by semicolons", "Units": "mm"},
+}
+
+
+def truth_summary(
+    table: pd.DataFrame,
+    instances: np.ndarray,
+    fraction: np.ndarray,
+    regions: np.ndarray,
+    spacing: tuple[float, float, float],
+    slices: Mapping[str, int],
+) -> pd.DataFrame:
+    """Counts, volumes and ratings as the app would write them, from the truth."""
+    return ratings.summarise(
+        table,
+        np.where(fraction >= VISIBLE, instances, 0),
+        regions,
+        voxel_mm3=float(np.prod(spacing)),
+        slices=slices,
+        names=NAMES,
+        model="truth",
+    )
+
+
+def write_truth(root: Path, scan: Scan, found: Truth, *, link: str) -> None:
+    """Fractions, masks, instances, mimics, regions and tables of one T2w."""
+    stem = scan.label
+    grid = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), found.affine)
+    source = f"{link}{scan.files['T2w'].name if 'T2w' in scan.files else stem + '_T2w.nii.gz'}"
+    meta = {"Sources": [source], "SpatialReference": source}
+
+    def save(data: np.ndarray, text: str, **entities: str) -> None:
+        more = {"Type": "Lesion"} if entities["suffix"] == "mask" else {"Manual": False}
+        content = {**meta, **more, "Description": text}
+        write.image(paths.derivative(root, scan, **entities), data, grid, meta=content)
+
+    save(found.fraction, "share of each voxel filled by EPVS", label="EPVS", suffix="probseg")
+    save(found.fraction >= 0.5, "EPVS fill at least half of the voxel", label="EPVS", suffix="mask")
+    save(found.fraction > 0, "EPVS touch the voxel", label="EPVS", desc="any", suffix="mask")
+    save(found.instances, "one index per EPVS", label="EPVS", desc="instances", suffix="dseg")
+    save(found.mimics, "what may be taken for EPVS", desc="mimics", suffix="dseg")
+    save(found.regions, "regions by hemisphere", seg="epvs", suffix="dseg")
+    kinds = pd.DataFrame([{"index": k, "name": n} for k, n in mimics.KINDS.items()])
+    write.table(paths.derivative(root, scan, desc="mimics", suffix="dseg", extension=".tsv"), kinds)
+    names = pd.DataFrame(
+        [{"index": i, "name": r.full_name, "abbreviation": r.abbreviation} for i, r in REGIONS.items()]
+    )
+    write.table(paths.derivative(root, scan, seg="epvs", suffix="dseg", extension=".tsv"), names)
+    lesions = paths.derivative(root, scan, desc="truth", suffix="epvs", extension=".tsv")
+    write.table(lesions, found.table, meta=TRUTH_COLUMNS)
+    write.table(paths.derivative(root, scan, desc="summary", suffix="epvs", extension=".tsv"), found.summary)
+
+
+def _top(plan: Plan, participants: pd.DataFrame, phenotype: pd.DataFrame) -> None:
+    """Files at the top of the dataset."""
     about = {"Name": "Simulated enlarged perivascular spaces", "BIDSVersion": "1.10.0", "License": "CC0"}
+    made_by = [{"Name": "bids_epvs-simulate", "Version": __version__}]
     write.as_json(plan.out / "dataset_description.json", {**about, "DatasetType": "raw", "GeneratedBy": made_by})
     write.text(plan.out / "README", _README.format(version=__version__, seed=plan.seed))
     write.table(plan.out / "participants.tsv", participants)
@@ -234,16 +332,32 @@ def _top(plan: Plan, participants: pd.DataFrame) -> None:
         "sex": {"Description": "sex", "Levels": {"F": "female", "M": "male"}},
     }
     write.as_json(plan.out / "participants.json", columns)
-    truth = plan.out / "derivatives" / "truth"
+    top_of_truth(plan.out, phenotype)
+
+
+def top_of_truth(root: Path, phenotype: pd.DataFrame) -> None:
+    """phenotype/epvs.tsv, and the description of derivatives/truth."""
+    made_by = [{"Name": "bids_epvs-simulate", "Version": __version__}]
+    about = {"Name": "Truth about EPVS that were simulated", "BIDSVersion": "1.11.0", "License": "CC0"}
+    meaning = {
+        "MeasurementToolMetadata": {"Description": "true counts, volumes and ratings of simulated EPVS"},
+        **{c: {"Description": c.removeprefix("truth_").replace("_", " ")} for c in phenotype if c != "participant_id"},
+    }
+    write.table(root / "phenotype" / "epvs.tsv", phenotype, meta=meaning)
+    place = root / "derivatives" / "truth"
     links = {"DatasetType": "derivative", "GeneratedBy": made_by, "DatasetLinks": {"raw": "../.."}}
-    write.as_json(truth / "dataset_description.json", {**about, **links})
-    write.text(truth / ".bidsignore", "*_epvs.tsv\n")
-    write.text(plan.out / ".bidsignore", "derivatives/\n")
+    write.as_json(place / "dataset_description.json", {**about, **links})
+    write.text(place / "README", "True perivascular spaces of the simulated scans; see the JSON files.\n")
+    write.text(
+        place / ".bidsignore",
+        "*_epvs.tsv\n*_epvs.json\n*_label-EPVS_desc-instances_dseg.nii.gz\n*instances_dseg.json\n",
+    )
+    write.text(root / ".bidsignore", "derivatives/\n")
 
 
 _README = """Simulated MRI of heads with enlarged perivascular spaces (EPVS), made by
-bids_epvs-simulate {version}, seed {seed}.
-No person was scanned. What is known about every EPVS is in derivatives/truth.
+bids_epvs-simulate {version}, seed {seed}. No person was scanned.
+What is known about every EPVS is in derivatives/truth, counts and ratings are in phenotype/epvs.tsv.
 """
 
 
@@ -253,10 +367,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("out", type=Path, help="new directory for the dataset")
     p.add_argument("--subjects", type=int, default=4, metavar="N")
     p.add_argument("--seed", type=int, default=0, metavar="S")
-    p.add_argument("--protocol", choices=sorted(PROTOCOLS), default="clinical")
+    p.add_argument("--protocol", choices=PROTOCOLS, default="clinical", help="thick slices, isotropic, or both")
     p.add_argument("--contrasts", nargs="+", choices=list(contrast.MEANS), default=["T2w"], metavar="C")
     p.add_argument("--burden", choices=list(tubes.BURDENS), help="by default low, mid and high in turn")
+    p.add_argument("--no-mimics", action="store_true", help="no lesions, lacunes and vessels")
+    p.add_argument("--spacing", nargs=3, type=float, metavar=("X", "Y", "Z"), help="voxel sizes in mm")
     p.add_argument("--labelmaps", type=Path, metavar="DIR", help="folder of *_dseg.nii.gz (default: packaged atlas)")
+    p.add_argument("--implant", type=Path, metavar="BIDS_DIR", help="put EPVS into the real scans of a dataset instead")
     p.add_argument("--nprocs", type=int, default=1, metavar="N")
     return p
 
@@ -265,17 +382,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``bids_epvs-simulate``; the exit code."""
     args = parser().parse_args(argv)
     try:
-        found = tuple(sorted(args.labelmaps.glob("*_dseg.nii.gz"))) if args.labelmaps else ()
-        if args.labelmaps and not found:
-            raise DataError("no *_dseg.nii.gz in this folder.", where=args.labelmaps)
-        if args.subjects < 1 or args.nprocs < 1:
-            raise UsageError("--subjects and --nprocs must be at least 1.")
-        names = tuple(dict.fromkeys(["T2w", *args.contrasts]))
-        plan = Plan(args.out, args.subjects, args.seed, args.protocol, names, args.burden, found)
-        simulate(plan, nprocs=min(args.nprocs, args.subjects, os.cpu_count() or 1))
+        return _run(args)
     except EpvsError as error:
         print(f"bids_epvs-simulate: {error.message}", file=sys.stderr)
         return error.exit_code
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Do what the command line says."""
+    found = tuple(sorted(args.labelmaps.glob("*_dseg.nii.gz"))) if args.labelmaps else ()
+    if args.labelmaps and not found:
+        raise DataError("no *_dseg.nii.gz in this folder.", where=args.labelmaps)
+    if args.subjects < 1 or args.nprocs < 1 or args.seed < 0:
+        raise UsageError("--subjects and --nprocs must be at least 1, --seed at least 0.")
+    if args.spacing and not all(0.3 <= v <= 10 for v in args.spacing):
+        raise UsageError("expected voxel sizes of 0.3 to 10 mm.", where="--spacing")
+    if args.implant:
+        from bids_epvs.synth.implant import implant
+
+        count = implant(args.implant, args.out, seed=args.seed, burden=args.burden or "mid")
+        print(f"EPVS implanted into {count} session(s), in {args.out}")
+        return 0
+    names = tuple(dict.fromkeys(["T2w", *args.contrasts]))
+    spacing = tuple(args.spacing) if args.spacing else None
+    plan = Plan(
+        args.out, args.subjects, args.seed, args.protocol, names, args.burden, found, not args.no_mimics, spacing
+    )
+    simulate(plan, nprocs=min(args.nprocs, args.subjects, os.cpu_count() or 1))
     print(f"{args.subjects} simulated subject(s) in {args.out}")
     return 0
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from scipy import ndimage
@@ -11,7 +12,7 @@ from scipy.spatial import cKDTree
 
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.prepare.regions import REGIONS
-from bids_epvs.synth.anatomy import Anatomy
+from bids_epvs.synth.anatomy import WMH_LEFT, WMH_RIGHT, Anatomy, every_second, plain
 
 STEP_MM = 0.5
 
@@ -47,13 +48,25 @@ PRIORS: Mapping[str, Prior] = {
 }
 DIAMETER_RANGE_MM = (0.4, 3.0)
 LENGTH_RANGE_MM = (1.5, 20.0)
+MAX_TORTUOSITY = 1.15
+
+CLUSTERED = 0.3
+"""Share of tubes that start near another one."""
+LARGE = 0.025
+"""Share of tubes that are wider than `DIAMETER_RANGE_MM` allows, up to 5 mm."""
 
 BURDENS: Mapping[str, Mapping[str, tuple[float, float]]] = {
+    "any": {"CentrumSemiovale": (5, 500), "BasalGanglia": (0, 120)},
     "low": {"CentrumSemiovale": (5, 40), "BasalGanglia": (0, 10)},
     "mid": {"CentrumSemiovale": (30, 150), "BasalGanglia": (8, 40)},
     "high": {"CentrumSemiovale": (150, 500), "BasalGanglia": (35, 120)},
+    "elderly": {"CentrumSemiovale": (410, 149), "BasalGanglia": (20, 120)},
 }
-"""Range of the number of EPVS (log-uniform in the centrum semiovale, uniform elsewhere)."""
+"""Range of the number of EPVS, log-uniform in the centrum semiovale and uniform in the basal ganglia; for ``elderly``
+the centrum semiovale has mean and standard deviation of a normal distribution (median 410, interquartile range 201).
+"""
+NEARLY_NONE = 0.1
+"""Share of subjects with next to no EPVS, except among the ``elderly``."""
 
 
 @dataclass(frozen=True)
@@ -80,24 +93,32 @@ class Tube:
         return float(np.linalg.norm(np.diff(self.points, axis=0), axis=1).sum())
 
     @property
+    def volume_mm3(self) -> float:
+        """Volume of the tube with its round ends, from its centre line and radius."""
+        steps = np.linalg.norm(np.diff(self.points, axis=0), axis=1)
+        squares = self.radius**2
+        body = float(np.pi * (steps * (squares[1:] + squares[:-1]) / 2).sum())
+        return body + 2 / 3 * np.pi * float(self.radius[0] ** 3 + self.radius[-1] ** 3)
+
+    @property
     def diameter_mm(self) -> float:
         """Mean diameter."""
         return float(2 * self.radius.mean())
 
 
 def sample_counts(rng: np.random.Generator, burden: str) -> dict[str, int]:
-    """Number of EPVS in each region; one subject in ten has nearly none, whatever the burden."""
-    ranges = BURDENS[burden]
-    low, high = ranges["CentrumSemiovale"]
+    """Number of EPVS in each region; one subject in ten has nearly none, except among the elderly."""
+    a, b = BURDENS[burden]["CentrumSemiovale"]
+    centrum = max(20.0, rng.normal(a, b)) if burden == "elderly" else np.exp(rng.uniform(np.log(a), np.log(b)))
     counts = {
-        "CentrumSemiovale": round(float(np.exp(rng.uniform(np.log(low), np.log(high))))),
-        "BasalGanglia": round(float(rng.uniform(*ranges["BasalGanglia"]))),
+        "CentrumSemiovale": round(float(centrum)),
+        "BasalGanglia": round(float(rng.uniform(*BURDENS[burden]["BasalGanglia"]))),
         "Hippocampus": int(rng.integers(0, 16)),
         "Midbrain": int(rng.integers(0, 7)),
         "Thalamus": int(rng.integers(0, 5)),
     }
     counts["OtherWhiteMatter"] = round(counts["CentrumSemiovale"] * float(rng.uniform(0.1, 0.4)))
-    if rng.random() < 0.1:
+    if burden != "elderly" and rng.random() < NEARLY_NONE:
         counts = {name: min(n, 2) for name, n in counts.items()}
     return counts
 
@@ -127,34 +148,50 @@ class Courses:
     ----------
     head : Anatomy
     regions : ndarray of uint8
-        Indices of `REGIONS` on the grid of the head.
+        Indices of `REGIONS` on the grid of `every_second` of the head.
     """
 
     def __init__(self, head: Anatomy, regions: np.ndarray) -> None:
         self.head, self.regions = head, regions
         self.inverse = np.linalg.inv(head.affine)
-        step = 2 if min(head.spacing) < 1.2 else 1
-        self._coarse = head.labels[::step, ::step, ::step]
-        self._step = step
-        field = potential(self._coarse)
-        smooth = ndimage.gaussian_filter(field, 1.0)
-        gradient = np.stack(np.gradient(smooth), axis=-1)
+        half = every_second(head)
+        self._field = every_second(half) if half.spacing[0] < 1.6 else half
+        gradient = np.stack(np.gradient(ndimage.gaussian_filter(potential(plain(self._field.labels)), 0.7)), axis=-1)
         self.gradient = gradient / np.maximum(np.linalg.norm(gradient, axis=-1, keepdims=True), 1e-6)
-        self.up = _unit(np.linalg.inv(head.to_template[:3, :3]) @ np.array([0.0, 0.0, 1.0]))
-        self.out = _unit(np.linalg.inv(head.to_template[:3, :3]) @ np.array([1.0, 0.0, 0.0]))
-        self.front = _unit(np.linalg.inv(head.to_template[:3, :3]) @ np.array([0.0, 1.0, 0.0]))
-        solid = np.array([i for i, e in ATLAS_LABELS.items() if e.brain and e.tissue != "CSF"])
-        self.tissue = np.isin(head.labels, solid)
+        self._to_field = np.linalg.inv(self._field.affine)
+        axes = np.linalg.inv(head.to_template[:3, :3]) @ np.eye(3)
+        self.out, self.front, self.up = (_unit(axes[:, a]) for a in range(3))
+        solid = [i for i, e in ATLAS_LABELS.items() if e.brain and e.tissue != "CSF"]
+        self._solid = np.zeros(1024, bool)
+        self._solid[[*solid, WMH_LEFT, WMH_RIGHT]] = True
+        self._allowed = {i: self._regions_of(i) for i in REGIONS}
+
+    @staticmethod
+    def _regions_of(region: int) -> np.ndarray:
+        """Which regions a tube may run through: its own, and both parts of white matter for one of them."""
+        own = REGIONS[region]
+        white = {"CentrumSemiovale", "OtherWhiteMatter"}
+        out = np.zeros(len(REGIONS) + 1, bool)
+        for index, other in REGIONS.items():
+            same = other.name == own.name or {other.name, own.name} <= white
+            out[index] = same and other.side == own.side
+        return out
 
     def voxel(self, points: np.ndarray) -> np.ndarray:
-        """Nearest voxel of points (mm), inside the array."""
+        """Nearest voxel of points (mm) in the head, inside the array."""
         at = np.rint(points @ self.inverse[:3, :3].T + self.inverse[:3, 3]).astype(int)
         return np.clip(at, 0, np.array(self.head.labels.shape) - 1)
+
+    def region(self, voxels: np.ndarray) -> np.ndarray:
+        """Region at voxels of the head."""
+        i, j, k = np.minimum(voxels // 2, np.array(self.regions.shape) - 1).T
+        return self.regions[i, j, k]
 
     def direction(self, point: np.ndarray, name: str, side: str) -> np.ndarray:
         """Unit vector of the expected course at a point."""
         if name in ("CentrumSemiovale", "OtherWhiteMatter"):
-            i, j, k = np.minimum(self.voxel(point[None])[0] // self._step, np.array(self._coarse.shape) - 1)
+            at = np.rint(self._to_field[:3, :3] @ point + self._to_field[:3, 3]).astype(int)
+            i, j, k = np.clip(at, 0, np.array(self.gradient.shape[:3]) - 1)
             return self.gradient[i, j, k]
         outward = self.out * (1.0 if side == "Right" else -1.0)
         if name == "BasalGanglia":
@@ -163,21 +200,10 @@ class Courses:
             return _unit(outward + 0.3 * self.up)
         return _unit(self.up + 0.2 * self.front)
 
-    def inside(self, points: np.ndarray, region: int, *, first: bool = False) -> np.ndarray:
-        """Whether points lie where a tube of the region may run: its start in the region, the rest in tissue."""
-        i, j, k = self.voxel(points).T
-        if first:
-            return self.regions[i, j, k] == region
-        same = REGIONS[region].name
-        allowed = [
-            n for n, r in REGIONS.items() if r.side == REGIONS[region].side and (r.name == same or _white(r.name, same))
-        ]
-        return self.tissue[i, j, k] & np.isin(self.regions[i, j, k], allowed)
-
-
-def _white(a: str, b: str) -> bool:
-    """Both are parts of cerebral white matter."""
-    return {a, b} <= {"CentrumSemiovale", "OtherWhiteMatter"}
+    def inside(self, points: np.ndarray, region: int) -> np.ndarray:
+        """Whether points lie in solid tissue of a region where a tube of `region` may run."""
+        voxels = self.voxel(points)
+        return self._solid[self.head.labels[tuple(voxels.T)]] & self._allowed[region][self.region(voxels)]
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:
@@ -189,14 +215,16 @@ def grow(rng: np.random.Generator, courses: Courses, region: int, start: np.ndar
     prior = PRIORS[REGIONS[region].name]
     name, side = REGIONS[region].name, REGIONS[region].side
     tilt = rng.normal(0, np.tan(np.deg2rad(prior.spread_deg)), 3)
+    steps = max(1, round(length / 2 / STEP_MM))
+    size = length / 2 / steps
     lines = []
     for sign in (1.0, -1.0):
         line, point = [], start
         bend = np.zeros(3)
-        for _ in range(int(np.ceil(length / 2 / STEP_MM))):
+        for _ in range(steps):
             bend = 0.9 * bend + rng.normal(0, 0.06, 3)
             step = _unit(_unit(courses.direction(point, name, side) + tilt) + bend)
-            point = point + sign * STEP_MM * step
+            point = point + sign * size * step
             if not courses.inside(point[None], region)[0]:
                 break
             line.append(point)
@@ -205,7 +233,7 @@ def grow(rng: np.random.Generator, courses: Courses, region: int, start: np.ndar
 
 
 def sample(
-    rng: np.random.Generator, head: Anatomy, regions: np.ndarray, counts: Mapping[str, int], *, tries: int = 12
+    rng: np.random.Generator, head: Anatomy, regions: np.ndarray, counts: Mapping[str, int], *, tries: int = 60
 ) -> list[Tube]:
     """Tubes of one head that neither cross nor leave their tissue.
 
@@ -214,46 +242,90 @@ def sample(
     rng : Generator
     head : Anatomy
     regions : ndarray of uint8
-        Indices of `REGIONS` on the grid of the head.
+        Indices of `REGIONS` on the grid of `every_second` of the head.
     counts : mapping
         Region name -> number wanted (both hemispheres); where there is no room left, fewer.
     tries : int
-        Starts tried for each tube.
+        Starts tried for each tube; its size is drawn once, so that narrow places do not favour short tubes.
     """
     courses = Courses(head, regions)
     tubes: list[Tube] = []
-    taken, reach = np.empty((0, 3)), np.empty(0)
+    taken = _Taken()
     for name, wanted in counts.items():
-        indices = [i for i, r in REGIONS.items() if r.name == name]
-        room = np.argwhere(np.isin(regions, indices))
-        if len(room) == 0:
-            continue
-        prior = PRIORS[name]
-        for _ in range(wanted):
+        room = np.argwhere(np.isin(regions, [i for i, r in REGIONS.items() if r.name == name])) * 2
+        starts: list[np.ndarray] = []
+        for _ in range(wanted if len(room) else 0):
+            length, diameter = draw_size(rng, PRIORS[name])
             for _ in range(tries):
-                voxel = room[rng.integers(len(room))] + rng.uniform(-0.5, 0.5, 3)
-                start = head.affine[:3, :3] @ voxel + head.affine[:3, 3]
-                at = tuple(courses.voxel(start[None])[0])
-                region = int(regions[at])
-                if region not in indices:
-                    continue
-                length = float(
-                    np.clip(np.exp(rng.normal(np.log(prior.length_mm), prior.length_sigma)), *LENGTH_RANGE_MM)
-                )
-                points = grow(rng, courses, region, start, length)
-                diameter = float(
-                    np.clip(np.exp(rng.normal(np.log(prior.diameter_mm), prior.diameter_sigma)), *DIAMETER_RANGE_MM)
-                )
-                tube = Tube(region, points, profile(rng, len(points), diameter / 2))
-                if tube.length_mm < LENGTH_RANGE_MM[0]:
-                    continue
-                if len(taken) and _touches(tube, taken, reach):
-                    continue
-                tubes.append(tube)
-                taken = np.concatenate([taken, tube.points])
-                reach = np.concatenate([reach, tube.radius])
-                break
+                tube = _one(rng, courses, room, starts, length, diameter, name)
+                if tube is not None and not taken.touches(tube):
+                    tubes.append(tube)
+                    taken.add(tube)
+                    starts.append(tube.points[len(tube.points) // 2])
+                    break
     return tubes
+
+
+def draw_size(rng: np.random.Generator, prior: Prior) -> tuple[float, float]:
+    """Length and diameter in mm."""
+    length = np.clip(np.exp(rng.normal(np.log(prior.length_mm), prior.length_sigma)), *LENGTH_RANGE_MM)
+    diameter = np.clip(np.exp(rng.normal(np.log(prior.diameter_mm), prior.diameter_sigma)), *DIAMETER_RANGE_MM)
+    if rng.random() < LARGE:
+        diameter = rng.uniform(DIAMETER_RANGE_MM[1], 5.0)
+    return float(length), float(diameter)
+
+
+def _one(
+    rng: np.random.Generator,
+    courses: Courses,
+    room: np.ndarray,
+    starts: list[np.ndarray],
+    length: float,
+    diameter: float,
+    name: str,
+) -> Tube | None:
+    """A tube somewhere in the room, or None where tissue ends before its length is reached."""
+    affine = courses.head.affine
+    if starts and rng.random() < CLUSTERED:
+        start = starts[rng.integers(len(starts))] + rng.normal(0, 4.0, 3)
+    else:
+        start = affine[:3, :3] @ (room[rng.integers(len(room))] + rng.uniform(-0.5, 1.5, 3)) + affine[:3, 3]
+    region = int(courses.region(courses.voxel(start[None]))[0])
+    if region not in REGIONS or REGIONS[region].name != name or not courses.inside(start[None], region)[0]:
+        return None
+    points = grow(rng, courses, region, start, length)
+    tube = Tube(region, points, profile(rng, len(points), diameter / 2))
+    chord = float(np.linalg.norm(points[-1] - points[0]))
+    if tube.length_mm < max(LENGTH_RANGE_MM[0], 0.9 * length) or tube.length_mm > MAX_TORTUOSITY * chord:
+        return None
+    return tube
+
+
+class _Taken:
+    """Space that tubes fill, in cells of 8 mm."""
+
+    def __init__(self) -> None:
+        self._cells: dict[tuple[int, ...], list[tuple[np.ndarray, np.ndarray]]] = {}
+
+    @staticmethod
+    def _around(tube: Tube, margin: float) -> Iterator[tuple[int, ...]]:
+        low = np.floor((tube.points.min(axis=0) - margin) / 8).astype(int)
+        high = np.floor((tube.points.max(axis=0) + margin) / 8).astype(int)
+        return product(*(range(a, b + 1) for a, b in zip(low.tolist(), high.tolist(), strict=True)))
+
+    def add(self, tube: Tube) -> None:
+        """Remember a tube."""
+        for cell in self._around(tube, 0.0):
+            self._cells.setdefault(cell, []).append((tube.points, tube.radius))
+
+    def touches(self, tube: Tube, gap_mm: float = 0.8) -> bool:
+        """Whether a tube comes nearer than `gap_mm` to another."""
+        for cell in self._around(tube, 6.0):
+            for points, radius in self._cells.get(cell, ()):
+                distance = np.linalg.norm(tube.points[:, None] - points[None], axis=-1)
+                if (distance < tube.radius[:, None] + radius[None] + gap_mm).any():
+                    return True
+        return False
 
 
 def profile(rng: np.random.Generator, n: int, radius: float) -> np.ndarray:
@@ -262,12 +334,6 @@ def profile(rng: np.random.Generator, n: int, radius: float) -> np.ndarray:
     waves = 1 + 0.12 * np.sin(2 * np.pi * (along * max(1.0, n * STEP_MM / 3.0) + rng.random()))
     taper = 1 - 0.35 * np.abs(2 * along - 1) ** 4
     return np.maximum(radius * waves * taper * (1 + rng.normal(0, 0.04, n)), 0.15)
-
-
-def _touches(tube: Tube, taken: np.ndarray, reach: np.ndarray, gap_mm: float = 1.0) -> bool:
-    """Whether a tube comes nearer than `gap_mm` to another."""
-    distance, nearest = cKDTree(taken).query(tube.points)
-    return bool((distance < tube.radius + reach[nearest] + gap_mm).any())
 
 
 def occupancy(

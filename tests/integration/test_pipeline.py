@@ -324,3 +324,57 @@ def test_a_real_clinical_scan(real_data, tmp_path):
     assert 4000 < sizes.loc["Hippocampus", "both"] < 12000
     assert 20000 < sizes.loc["BasalGanglia", "both"] < 60000
     assert pipeline.plan(settings_from([str(real_data / "openms"), str(tmp_path), "participant", *settings]))
+
+
+@pytest.mark.slow
+def test_a_given_segmentation_replaces_the_atlas(tmp_path, quick, skeleton):
+    from bids_epvs.prepare.regions import from_labels
+    from bids_epvs.synth import anatomy, contrast, dataset
+
+    rng = np.random.default_rng(8)
+    head = anatomy.deformed(anatomy.average(), rng, spacing=1.3)
+    protocol = contrast.Protocol((1.0, 1.0, 4.0), snr=40, bias=0.05)
+    shape, affine = contrast.grid_of(head, protocol.spacing)
+    nothing = np.zeros(shape, np.float32)
+    image = contrast.scan(rng, head, nothing, affine, contrast="T2w", protocol=protocol, strength=0.0)
+    path = skeleton.add("sub-01_T2w.nii.gz")
+    nib.save(nib.Nifti1Image(image.astype(np.int16), affine), path)
+    given = tmp_path / "seg" / "sub-01" / "anat" / "sub-01_space-T2w_dseg.nii.gz"
+    given.parent.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(head.labels.astype(np.int32), head.affine), given)
+    out = tmp_path / "out"
+    assert go(skeleton.root, out, "--config-file", quick, "-d", f"mine={tmp_path / 'seg'}") == 0
+    found = np.asarray(nib.load(out / "sub-01/anat/sub-01_seg-epvs_dseg.nii.gz").dataobj)
+    true = from_labels(head.labels, head.spacing, head.to_template @ head.affine)
+    grid = nib.Nifti1Image(np.zeros(shape, np.uint8), affine)
+    expected = np.asarray(dataset.resample(nib.Nifti1Image(true, head.affine), grid, order=0).dataobj)
+    for index in (1, 2, 3, 4, 5, 6, 9, 10):
+        a, b = found == index, expected == index
+        assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.85, index
+    meta = json.loads((out / "sub-01/anat/sub-01_seg-epvs_dseg.json").read_text())
+    assert meta["Atlas"] == "given with -d"
+
+
+@pytest.mark.slow
+def test_templates_of_templateflow_are_found_on_disk(finished, simulated, quick, tmp_path, monkeypatch):
+    from bids_epvs.prepare.template import icbm152
+
+    home = tmp_path / "templateflow"
+    template = icbm152("T1w")
+    moved = template.affine.copy()
+    moved[:3, 3] += (3, -2, 4)
+    path = home / "tpl-Mine" / "tpl-Mine_res-01_T1w.nii.gz"
+    path.parent.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(np.asarray(template.dataobj), moved), path)
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(home))
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    options = ("--participant-label", "01", "--config-file", quick, "--output-spaces", "Mine", "MNI152NLin2009aSym")
+    assert go(simulated, out, *options) == 0
+    folder = out / "sub-01" / "anat"
+    found = [
+        nib.load(folder / f"sub-01_space-{s}_label-EPVS_desc-frangi_mask.nii.gz")
+        for s in ("Mine", "MNI152NLin2009aSym")
+    ]
+    centres = [np.argwhere(np.asarray(i.dataobj) > 0).mean(0) @ i.affine[:3, :3].T + i.affine[:3, 3] for i in found]
+    np.testing.assert_allclose(centres[0] - centres[1], (3, -2, 4), atol=1.5)
