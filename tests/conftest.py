@@ -67,15 +67,18 @@ def skeleton(tmp_path) -> Skeleton:
 @pytest.fixture(scope="session")
 def simulated(tmp_path_factory) -> Path:
     """Two simulated subjects with coarse voxels."""
-    from bids_epvs.synth import contrast, dataset
+    from bids_epvs.synth import dataset
 
     folder = tmp_path_factory.mktemp("simulated") / "bids"
-    patch = pytest.MonkeyPatch()
-    coarse = (contrast.Protocol((0.9, 1.0, 5.0), snr=30, bias=0.08),)
-    patch.setattr(dataset, "PROTOCOLS", {"clinical": coarse})
-    dataset.simulate(dataset.Plan(folder, 2, 3, burden="high", head_mm=1.3))
-    patch.undo()
+    dataset.simulate(coarse_plan(folder))
     return folder
+
+
+def coarse_plan(folder: Path):
+    """Two subjects that are simulated in seconds."""
+    from bids_epvs.synth.dataset import Plan
+
+    return Plan(folder, 2, 3, burden="high", spacing=(0.9, 1.0, 5.0), fine_mm=1.0)
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ def potter(count: int, region: str) -> int | None:
 
 def slice_counts(labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Number of the instances `indices` that each axial slice (third axis) shows."""
-    wanted = np.zeros(int(labels.max()) + 1, bool)
+    wanted = np.zeros(max(int(labels.max()), int(indices.max(initial=0))) + 1, bool)
     wanted[indices] = True
     occupied = np.argwhere(wanted[labels] & (labels > 0))
     seen = np.unique(np.c_[labels[tuple(occupied.T)], occupied[:, 2]], axis=0)

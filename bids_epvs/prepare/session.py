@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +14,9 @@ from nibabel.nifti1 import Nifti1Image
 
 from bids_epvs.prepare import bias, brain, intensity, regions, register
 from bids_epvs.prepare.resample import canonical, canonical_to_world, resample, voxel_spacing
+
+if TYPE_CHECKING:
+    from bids_epvs.prepare.ants import Transform
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +40,8 @@ class Result:
         4 x 4, canonical voxels to ICBM152 mm (affine).
     slices : mapping
         See `records.Prepared`.
+    transforms : mapping
+        Rigid transform between the T2w and each other sequence; its files live as long as the work directory.
     alignment : Alignment
     notes : tuple of str
         Quality warnings.
@@ -47,6 +53,7 @@ class Result:
     csf: np.ndarray
     to_template: np.ndarray
     slices: Mapping[str, int]
+    transforms: Mapping[str, Transform]
     alignment: register.Alignment
     notes: tuple[str, ...]
 
@@ -102,7 +109,7 @@ def prepare(
     level = intensity.levels(data, white, ventricles)
     csf = intensity.large_fluid(data, anatomy.labels, spacing, level)
     notes = quality_notes(alignment, variation, anatomy, found, spacing)
-    return Result(aligned, anatomy, found, csf, to_template, slices, alignment, notes)
+    return Result(aligned, anatomy, found, csf, to_template, slices, transforms, alignment, notes)
 
 
 def _heights(points: Nifti1Image, t2w: Nifti1Image) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Heads to simulate: label maps of real people or the packaged atlas, drawn at half a millimetre, deformed at random."""
+"""Heads to simulate: label maps of real people or the packaged atlas, drawn finely, deformed at random."""
 
 from __future__ import annotations
 
@@ -117,6 +117,8 @@ def read_labelmap(path: Path) -> Anatomy:
         raise DataError(f"labels are missing: {', '.join(missing)}.", where=path, remedy="Use FreeSurfer indices.")
     for index in (WMH_LEFT, WMH_RIGHT):
         labels[data == index] = index
+    pieces, _ = ndimage.label(labels > 0)
+    labels[pieces != 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))] = 0  # specks in the air
     spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = -spacing * (np.array(labels.shape) - 1) / 2
@@ -189,7 +191,7 @@ def deformed(
     amount: float = 1.0,
     warp_mm: float = 2.5,
 ) -> Anatomy:
-    """A new head: random size, shear, rotation and smooth deformation of another.
+    """A new head, upright as slices are planned: random size, shear, rotation and smooth deformation of another.
 
     Parameters
     ----------
@@ -203,7 +205,7 @@ def deformed(
         Standard deviation of the displacement of knots 40 mm apart.
     """
     centre = (head.affine @ np.r_[(np.array(head.labels.shape) - 1) / 2, 1.0])[:3]
-    linear = _random_linear(rng, amount)
+    linear = upright(head) @ _random_linear(rng, amount)
     corners = (_bounds(head) - centre) @ np.linalg.inv(linear).T
     low, high = corners.min(axis=0) - 4, corners.max(axis=0) + 4
     shape = np.ceil((high - low) / spacing).astype(int)
@@ -219,6 +221,12 @@ def deformed(
     to_old_mm = np.eye(4)
     to_old_mm[:3, :3], to_old_mm[:3, 3] = linear, centre
     return Anatomy(labels, affine, head.to_template @ to_old_mm)
+
+
+def upright(head: Anatomy) -> np.ndarray:
+    """3 x 3 rotation from the axes of the template to those of the head (nearest to its affine)."""
+    u, _, vt = np.linalg.svd(head.to_template[:3, :3])
+    return (u @ vt).T
 
 
 def _warped(

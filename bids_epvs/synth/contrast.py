@@ -13,7 +13,7 @@ from bids_epvs.synth.anatomy import FLOW_VOID, LACUNE, LACUNE_RIM, WMH_LEFT, WMH
 
 MEANS: Mapping[str, Mapping[str, float]] = {
     "T2w": {
-        **{"WM": 395, "GM": 470, "DGM": 410, "Pallidum": 320, "CSF": 1152, "WMH": 657, "FlowVoid": 120},
+        **{"WM": 395, "GM": 520, "DGM": 430, "Pallidum": 320, "CSF": 1152, "WMH": 657, "FlowVoid": 120},
         **{"Eye": 1150, "Soft": 280, "Mucosa": 800, "Skin": 700, "Vessel": 180, "Bone": 50, "Marrow": 420},
     },
     "T1w": {
@@ -29,7 +29,7 @@ MEANS: Mapping[str, Mapping[str, float]] = {
         **{"Eye": 640, "Soft": 420, "Mucosa": 320, "Skin": 520, "Vessel": 200, "Bone": 60, "Marrow": 300},
     },
 }
-"""Typical intensity of each tissue at 3 T (arbitrary units; T2w after the phantom of Bernal et al. 2022)."""
+"""Typical intensity of each tissue at 3 T (arbitrary units; T2w after Bernal et al. 2022, cortex brighter)."""
 AT_15_TESLA: Mapping[str, Mapping[str, float]] = {
     "T2w": {"Pallidum": 1.1, "DGM": 1.03},
     "T1w": {"GM": 1.06, "CSF": 0.9},
@@ -197,7 +197,7 @@ def through_scanner(image: np.ndarray, rng: np.random.Generator, protocol: Proto
     if protocol.ghost > 0:
         odd = (np.arange(ny) % 2).astype(np.float32)
         k *= (1 - 2 * protocol.ghost * odd)[None, :, None]
-    kept = float((window > 0).sum())
+    kept = float((window**2).sum())
     scale = np.float32(sigma * nx * ny / np.sqrt(kept))
     k.real += scale * rng.standard_normal(k.shape, dtype=np.float32)
     k.imag += scale * rng.standard_normal(k.shape, dtype=np.float32)

@@ -339,9 +339,13 @@ def top_of_truth(root: Path, phenotype: pd.DataFrame) -> None:
     """phenotype/epvs.tsv, and the description of derivatives/truth."""
     made_by = [{"Name": "bids_epvs-simulate", "Version": __version__}]
     about = {"Name": "Truth about EPVS that were simulated", "BIDSVersion": "1.11.0", "License": "CC0"}
-    meaning = {
+    meaning: dict[str, Any] = {
         "MeasurementToolMetadata": {"Description": "true counts, volumes and ratings of simulated EPVS"},
-        **{c: {"Description": c.removeprefix("truth_").replace("_", " ")} for c in phenotype if c != "participant_id"},
+        **{
+            str(c): {"Description": str(c).removeprefix("truth_").replace("_", " ")}
+            for c in phenotype
+            if c != "participant_id"
+        },
     }
     write.table(root / "phenotype" / "epvs.tsv", phenotype, meta=meaning)
     place = root / "derivatives" / "truth"

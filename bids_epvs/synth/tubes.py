@@ -34,7 +34,7 @@ class Prior:
     diameter_mm: float
     length_mm: float
     diameter_sigma: float = 0.35
-    length_sigma: float = 0.45
+    length_sigma: float = 0.35
     spread_deg: float = 12.0
 
 
@@ -53,7 +53,7 @@ MAX_TORTUOSITY = 1.15
 CLUSTERED = 0.3
 """Share of tubes that start near another one."""
 LARGE = 0.025
-"""Share of tubes that are wider than `DIAMETER_RANGE_MM` allows, up to 5 mm."""
+"""Share of tubes that are wider than `DIAMETER_RANGE_MM` allows, up to 4 mm, and then shorter."""
 
 BURDENS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "any": {"CentrumSemiovale": (5, 500), "BasalGanglia": (0, 120)},
@@ -271,7 +271,7 @@ def draw_size(rng: np.random.Generator, prior: Prior) -> tuple[float, float]:
     length = np.clip(np.exp(rng.normal(np.log(prior.length_mm), prior.length_sigma)), *LENGTH_RANGE_MM)
     diameter = np.clip(np.exp(rng.normal(np.log(prior.diameter_mm), prior.diameter_sigma)), *DIAMETER_RANGE_MM)
     if rng.random() < LARGE:
-        diameter = rng.uniform(DIAMETER_RANGE_MM[1], 5.0)
+        diameter, length = rng.uniform(DIAMETER_RANGE_MM[1], 4.0), 0.6 * length
     return float(length), float(diameter)
 
 
@@ -329,11 +329,12 @@ class _Taken:
 
 
 def profile(rng: np.random.Generator, n: int, radius: float) -> np.ndarray:
-    """Radius along a tube: beads of up to 25 % and tapered ends, (n,) mm."""
+    """Radius along a tube with mean `radius`: beads and tapered ends within about 25 %, (n,) mm."""
     along = np.linspace(0, 1, n)
     waves = 1 + 0.12 * np.sin(2 * np.pi * (along * max(1.0, n * STEP_MM / 3.0) + rng.random()))
     taper = 1 - 0.35 * np.abs(2 * along - 1) ** 4
-    return np.maximum(radius * waves * taper * (1 + rng.normal(0, 0.04, n)), 0.15)
+    shape = waves * taper * (1 + rng.normal(0, 0.04, n))
+    return np.maximum(radius * shape / shape.mean(), 0.15)
 
 
 def occupancy(
