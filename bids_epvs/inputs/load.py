@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Image
 from nibabel.spatialimages import HeaderDataError
 
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 MAX_VOXEL_MM = 10.0
 MIN_EXTENT_MM, MAX_EXTENT_MM = 80.0, 500.0
 MIN_SLICES = 8
-_READ_ERRORS = (OSError, EOFError, zlib.error, ValueError, HeaderDataError, nib.filebasedimages.ImageFileError)
+_READ_ERRORS = (OSError, EOFError, zlib.error, ValueError, HeaderDataError, ImageFileError)
 
 
 def load_image(path: Path) -> Loaded:

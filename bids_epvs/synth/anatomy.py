@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Image
 from scipy import ndimage
 
@@ -105,7 +106,7 @@ def read_labelmap(path: Path) -> Anatomy:
     try:
         image = nib.as_closest_canonical(nib.load(path))
         data = np.asarray(image.dataobj)
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
+    except (OSError, EOFError, ValueError, ImageFileError) as error:
         raise DataError(f"not readable as an image ({error}).", where=path) from error
     if data.ndim != 3:
         raise DataError(f"expected a 3-D label map, found shape {data.shape}.", where=path)
