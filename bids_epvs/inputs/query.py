@@ -38,6 +38,8 @@ SEQUENCES: dict[str, dict[str, Any]] = {
 }
 """Query of each sequence; `--bids-filter-file` calls the last one ``swi``."""
 
+IGNORED_INPUTS = "sub-*/swi\nsub-*/ses-*/swi\n*_swi.nii.gz\n*_swi.json\n"
+"""What the validator is told to pass over: BIDS has no susceptibility-weighted images yet."""
 _FILTER_KEYS = {"T2w": "T2w", "T1w": "T1w", "FLAIR": "FLAIR", "swi": "SWI", "SWI": "SWI"}
 
 
@@ -297,8 +299,11 @@ def validate(root: Path, chosen: Iterable[str]) -> None:
         view = Path(folder) / "view"
         view.mkdir()
         for item in root.iterdir():
-            if item.is_file() or item.name in {f"sub-{s}" for s in chosen}:
+            if item.name != ".bidsignore" and (item.is_file() or item.name in {f"sub-{s}" for s in chosen}):
                 (view / item.name).symlink_to(item.resolve())
+        ignored = root / ".bidsignore"
+        given = ignored.read_text() if ignored.is_file() else ""
+        (view / ".bidsignore").write_text(f"{given}\n{IGNORED_INPUTS}")
         environment = {**os.environ, "DENO_DIR": folder, "HOME": folder}
         command = [program, str(view), "--format", "json", "--ignoreWarnings", "--ignoreNiftiHeaders"]
         result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

@@ -336,7 +336,7 @@ def _top(plan: Plan, participants: pd.DataFrame, phenotype: pd.DataFrame) -> Non
 
 
 def top_of_truth(root: Path, phenotype: pd.DataFrame) -> None:
-    """phenotype/epvs.tsv, and the description of derivatives/truth."""
+    """phenotype/epvs.tsv (group_epvs.tsv of the truth where there are sessions), and the description of the truth."""
     made_by = [{"Name": "bids_epvs-simulate", "Version": __version__}]
     about = {"Name": "Truth about EPVS that were simulated", "BIDSVersion": "1.11.0", "License": "CC0"}
     meaning: dict[str, Any] = {
@@ -347,8 +347,11 @@ def top_of_truth(root: Path, phenotype: pd.DataFrame) -> None:
             if c != "participant_id"
         },
     }
-    write.table(root / "phenotype" / "epvs.tsv", phenotype, meta=meaning)
     place = root / "derivatives" / "truth"
+    if phenotype["participant_id"].is_unique:
+        write.table(root / "phenotype" / "epvs.tsv", phenotype, meta=meaning)
+    else:  # BIDS allows one row a participant there
+        write.table(place / "group_epvs.tsv", phenotype, meta=meaning)
     links = {"DatasetType": "derivative", "GeneratedBy": made_by, "DatasetLinks": {"raw": "../.."}}
     write.as_json(place / "dataset_description.json", {**about, **links})
     write.text(place / "README", "True perivascular spaces of the simulated scans; see the JSON files.\n")
@@ -356,7 +359,7 @@ def top_of_truth(root: Path, phenotype: pd.DataFrame) -> None:
         place / ".bidsignore",
         "*_epvs.tsv\n*_epvs.json\n*_label-EPVS_desc-instances_dseg.nii.gz\n*instances_dseg.json\n",
     )
-    write.text(root / ".bidsignore", "derivatives/\n")
+    write.text(root / ".bidsignore", "derivatives/\nsub-*/swi\nsub-*/ses-*/swi\n")
 
 
 _README = """Simulated MRI of heads with enlarged perivascular spaces (EPVS), made by

@@ -72,7 +72,6 @@ def implant(source: Path, out: Path, *, seed: int = 0, burden: str = "mid") -> i
     about = {**write.read_json(source / "dataset_description.json"), "GeneratedBy": made_by}
     write.as_json(out / "dataset_description.json", {**about, "DatasetType": "raw"})
     write.text(out / "README", _README)
-    write.text(out / ".bidsignore", "derivatives/\n")
     if (source / "participants.tsv").is_file():
         write.binary(out / "participants.tsv", (source / "participants.tsv").read_bytes())
     phenotype = pd.DataFrame(rows)

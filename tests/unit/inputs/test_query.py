@@ -127,6 +127,15 @@ def test_the_validator_sees_only_the_chosen_subjects(skeleton):
         query.validate(skeleton.root, ["02"])
 
 
+def test_the_validator_lets_swi_pass(skeleton):
+    skeleton.add("sub-01_T2w.nii.gz")
+    skeleton.add("sub-01_swi.nii.gz")
+    skeleton.add("sub-02_ses-1_T2w.nii.gz")
+    skeleton.add("sub-02_ses-1_swi.nii.gz")
+    (skeleton.root / ".bidsignore").write_text("extra/")
+    query.validate(skeleton.root, ["01", "02"])
+
+
 def test_segmentations_of_others(tmp_path):
     scan = Scan("01", "1", {})
     assert query.find_segmentation(scan, {"x": tmp_path}) is None

@@ -1,5 +1,9 @@
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -230,6 +234,34 @@ def test_same_seed_same_files_whatever_the_number_of_processes(simulated, tmp_pa
     dataset.one_subject(replace(dataset_plan(tmp_path), subjects=9), 1)
     for old in sorted((simulated / "sub-02").rglob("*.*")):
         assert old.read_bytes() == (tmp_path / old.relative_to(simulated)).read_bytes()
+
+
+def test_the_dataset_is_valid_bids_and_has_the_true_counts(simulated):
+    program = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent))
+    for folder in (simulated, simulated / "derivatives" / "truth"):
+        result = subprocess.run([program, str(folder), "--format", "json"], capture_output=True, text=True, check=False)
+        issues = json.loads(result.stdout)["issues"]["issues"]
+        assert [i for i in issues if i["severity"] == "error"] == []
+    phenotype = pd.read_csv(simulated / "phenotype" / "epvs.tsv", sep="\t").set_index("participant_id")
+    truth = simulated / "derivatives" / "truth" / "sub-02" / "anat" / "sub-02_desc-truth_epvs.tsv"
+    regions = pd.read_csv(truth, sep="\t")["region"]
+    assert phenotype.loc["sub-02", "truth_BasalGanglia_count"] == (regions == "BasalGanglia").sum()
+    assert phenotype.loc["sub-02", "truth_CentrumSemiovale_rating"] in range(5)
+
+
+@pytest.mark.slow
+def test_implanted_tubes_brighten_real_voxels_where_the_truth_says(simulated, tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    shutil.copytree(simulated, raw, ignore=shutil.ignore_patterns("sub-02", "derivatives"))
+    assert dataset.main([str(out), "--implant", str(raw), "--burden", "mid", "--seed", "5"]) == 0
+    old, new = (nib.load(p / "sub-01/anat/sub-01_T2w.nii.gz") for p in (raw, out))
+    np.testing.assert_allclose(old.affine, new.affine)
+    added = new.get_fdata() - old.get_fdata()
+    fraction = nib.load(out / "derivatives/truth/sub-01/anat/sub-01_label-EPVS_probseg.nii.gz").get_fdata()
+    assert (fraction > 0.2).sum() > 20
+    assert np.corrcoef(added.ravel(), fraction.ravel())[0, 1] > 0.99
+    assert added[fraction == 0].max() <= 0.5
+    assert dataset.main([str(out), "--implant", str(raw)]) == 64
 
 
 @pytest.mark.parametrize(
