@@ -26,7 +26,8 @@ import numpy as np
 import pandas as pd
 from nibabel.nifti1 import Nifti1Image
 
-from bids_epvs.prepare.labels import ATLAS_LABELS, MERGED, mirrored
+from bids_epvs.prepare.labels import ATLAS_LABELS, mirrored
+from bids_epvs.prepare.regions import simplify
 from bids_epvs.prepare.resample import iso_grid, resample
 from bids_epvs.prepare.template import icbm152
 from bids_epvs.train import ATLAS_SUBJECTS
@@ -36,16 +37,6 @@ logger = logging.getLogger(__name__)
 SPACING_MM = 1.5
 NAME = "tpl-MNI152NLin2009aSym_res-15_atlas-EPVS_probseg"
 _T1W = {2: 1.0, 41: 1.0, 3: 0.62, 42: 0.62, 8: 0.66, 47: 0.66, 24: 0.3, 4: 0.25, 43: 0.25, 14: 0.25, 15: 0.25}
-
-
-def simplify(labels: np.ndarray) -> np.ndarray:
-    """Merge FreeSurfer indices into those of the atlas (int16 array of the same shape)."""
-    table = np.zeros(max(1000, int(labels.max()) + 1), np.int16)
-    for index in ATLAS_LABELS:
-        table[index] = index
-    for source, target in MERGED.items():
-        table[source] = target
-    return table[labels.astype(np.int32)]
 
 
 def t1w_like(labels: np.ndarray) -> np.ndarray:
