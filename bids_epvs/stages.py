@@ -326,7 +326,8 @@ def spaces(scan: Scan, settings: Settings, model_keys: Mapping[str, str], prepar
             grid = space_grid(space)
             route = to_space(space, transform(scan, settings), work_dir=work_dir(scan, settings) / space)
             image = nib.load(mask)
-            warped = ants.apply(nib.Nifti1Image(np.asarray(image.dataobj, np.float32), image.affine), grid, route)
+            found = nib.Nifti1Image(np.asarray(image.dataobj, np.float32), image.affine)
+            warped = ants.apply(found, grid, route, interpolation="nearestNeighbor")  # linear would lose thin EPVS
             meta = {"Sources": [paths.bids_uri(mask, settings.output_dir, "")], "Type": "Lesion", write.KEY: key}
             write.image(target, np.asarray(warped.dataobj) > 0.5, grid, meta=meta)
 

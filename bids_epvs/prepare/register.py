@@ -153,7 +153,9 @@ def to_space(space: str, file: Path, *, work_dir: Path) -> Transform:
         return ants.Transform((file,), (), ())
     fixed = space_grid(space)
     fixed = _clipped(resample(fixed, iso_grid(fixed, COARSE_MM)))
-    moving = icbm152("T1w")
+    moving = _clipped(resample(icbm152("T1w"), iso_grid(icbm152("T1w"), COARSE_MM)))
     affine = ants.register(fixed, moving, kind="affine", work_dir=work_dir / "affine")
-    warp = ants.register(fixed, moving, kind="deformable", work_dir=work_dir / "warp", initial=affine)
+    warp = ants.register(
+        fixed, moving, kind="deformable", work_dir=work_dir / "warp", initial=affine, iterations=(40, 20, 5)
+    )
     return ants.Transform((*warp.forward, file), (), ())
