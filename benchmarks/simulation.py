@@ -52,7 +52,7 @@ def statistics(heads: list[anatomy.Anatomy], subjects: int) -> None:
             f"length {own['length'].median():.2f} ({prior.length_mm}) mm, volume {own['volume'].mean():.1f} mm3, "
             f"drawn {reached[name]} of {wanted[name]}"
         )
-    old = [draw(heads[n % len(heads)], 1000 + n, "elderly") for n in range(max(4, subjects // 4))]
+    old = [draw(heads[n % len(heads)], 1000 + n, "elderly") for n in range(max(4, subjects // 2))]
     counts = [int((t["region"] == "CentrumSemiovale").sum()) for t, _, _ in old]
     share = [100 * t.loc[t["region"] == "CentrumSemiovale", "volume"].sum() / skull for t, _, skull in old]
     low, high = np.percentile(counts, [25, 75])
