@@ -9,10 +9,11 @@ RUN apt-get update \
 RUN python3 -m venv /opt/epvs && /opt/epvs/bin/pip install --no-cache-dir --upgrade pip
 WORKDIR /src
 # dependencies first: they change less often than the code
-COPY setup.cfg pyproject.toml README.md LICENSE NOTICE ./
-RUN mkdir bids_epvs && echo '__version__ = "0"' > bids_epvs/__init__.py \
+COPY setup.cfg pyproject.toml ./
+RUN touch README.md LICENSE NOTICE && mkdir bids_epvs && echo '__version__ = "0"' > bids_epvs/__init__.py \
     && /opt/epvs/bin/pip install --no-cache-dir ".[${TENSORFLOW}]" \
     && /opt/epvs/bin/pip uninstall -y bids_epvs && rm -rf bids_epvs build *.egg-info
+COPY README.md LICENSE NOTICE ./
 COPY bids_epvs bids_epvs
 # compiled here, because the root file system is read-only when it runs
 RUN /opt/epvs/bin/pip install --no-cache-dir --no-deps . \
