@@ -264,7 +264,7 @@ TRUTH_COLUMNS: dict[str, dict[str, str]] = {
     "z_mm": {"Description": "mean of the centre line, scanner z (RAS)", "Units": "mm"},
     "slice": {"Description": "axial slice of that point, from 0 at the bottom"},
     "volume_mm3": {"Description": "volume of the tube", "Units": "mm3"},
-    "length_mm": {"Description": "length of the centre line", "Units": "mm"},
+    "length_mm": {"Description": "length with the round ends", "Units": "mm"},
     "width_mean_mm": {"Description": "mean diameter", "Units": "mm"},
     "peak_fraction": {"Description": "largest share of a voxel of this scan that it fills"},
     "course_mm": {"Description": "points of the centre line, x y z separated by semicolons", "Units": "mm"},

@@ -88,9 +88,14 @@ class Tube:
     radius: np.ndarray
 
     @property
-    def length_mm(self) -> float:
+    def centre_mm(self) -> float:
         """Length of the centre line."""
         return float(np.linalg.norm(np.diff(self.points, axis=0), axis=1).sum())
+
+    @property
+    def length_mm(self) -> float:
+        """Length with the round ends, as it is seen."""
+        return self.centre_mm + float(self.radius[0] + self.radius[-1])
 
     @property
     def volume_mm3(self) -> float:
@@ -293,10 +298,11 @@ def _one(
     region = int(courses.region(courses.voxel(start[None]))[0])
     if region not in REGIONS or REGIONS[region].name != name or not courses.inside(start[None], region)[0]:
         return None
-    points = grow(rng, courses, region, start, length)
+    centre = max(length - 0.65 * diameter, 1.0)  # the ends are tapered to 65 %
+    points = grow(rng, courses, region, start, centre)
     tube = Tube(region, points, profile(rng, len(points), diameter / 2))
     chord = float(np.linalg.norm(points[-1] - points[0]))
-    if tube.length_mm < max(LENGTH_RANGE_MM[0], 0.9 * length) or tube.length_mm > MAX_TORTUOSITY * chord:
+    if tube.centre_mm < 0.9 * centre or tube.centre_mm > MAX_TORTUOSITY * chord:
         return None
     return tube
 
