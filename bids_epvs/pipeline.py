@@ -225,7 +225,7 @@ def run_session(scan: Scan, settings: Settings, clock: logs.Clock) -> None:
     with clock.stage("measures") as note:
         stages.measures(scan, settings, model_keys, prepared_key, note)
     with clock.stage("output spaces") as note:
-        stages.spaces(scan, settings, model_keys, prepared_key, note)
+        stages.spaces(scan, settings, model_keys, note)
     if settings.clean_workdir:
         stages.clean(scan, settings)
 

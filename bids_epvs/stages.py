@@ -31,8 +31,6 @@ from bids_epvs.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_SUFFIX = {"T2w": "T2w", "T1w": "T1w", "FLAIR": "FLAIR", "SWI": "swi"}
-
 
 def input_keys(scan: Scan, settings: Settings) -> dict[str, str]:
     """Content hash of each input file (and of a segmentation given with ``-d``)."""
@@ -51,7 +49,7 @@ def images(scan: Scan, settings: Settings) -> dict[str, Path]:
             scan,
             space=None if name == "T2w" else "T2w",
             desc="preproc",
-            suffix=_SUFFIX[name],
+            suffix=paths.SUFFIX[name],
         )
         for name in scan.files
     }
@@ -109,7 +107,8 @@ def preparation(scan: Scan, settings: Settings, keys: Mapping[str, str], note: d
     )
     notes = [f"{scan.files[n].name}: {text}" for n, item in loaded.items() for text in item.notes] + list(result.notes)
     _write_preparation(scan, settings, result, key, notes, loaded["T2w"].image)
-    clean(scan, settings) if settings.work_dir is None else None
+    if settings.work_dir is None:
+        clean(scan, settings)
     return key
 
 
@@ -308,28 +307,32 @@ def _measure(scan: Scan, settings: Settings, name: str, prepared: Prepared) -> t
     return lesion, summary
 
 
-def spaces(scan: Scan, settings: Settings, model_keys: Mapping[str, str], prepared_key: str, note: dict) -> None:
+def spaces(scan: Scan, settings: Settings, model_keys: Mapping[str, str], note: dict) -> None:
     """Stage 5: masks in standard spaces, where asked for."""
-    from bids_epvs.prepare.template import space_grid
-
     note["reused"] = True
     for space in (s for s in settings.output_spaces if s != "T2w"):
-        for name, key in model_keys.items():
-            target = paths.derivative(settings.output_dir, scan, space=space, label="EPVS", desc=name, suffix="mask")
-            if settings.resume and write.is_current([target], key):
-                continue
-            from bids_epvs.prepare import ants
-            from bids_epvs.prepare.register import to_space
+        targets = {
+            name: paths.derivative(settings.output_dir, scan, space=space, label="EPVS", desc=name, suffix="mask")
+            for name in model_keys
+        }
+        due = [n for n, t in targets.items() if not (settings.resume and write.is_current([t], model_keys[n]))]
+        if not due:
+            continue
+        from bids_epvs.prepare import ants
+        from bids_epvs.prepare.register import to_space
+        from bids_epvs.prepare.template import space_grid
 
-            note["reused"] = False
+        note["reused"] = False
+        grid = space_grid(space)
+        route = to_space(space, transform(scan, settings), work_dir=work_dir(scan, settings) / space)
+        for name in due:
             mask = model_files(scan, settings, name)["mask"]
-            grid = space_grid(space)
-            route = to_space(space, transform(scan, settings), work_dir=work_dir(scan, settings) / space)
             image = nib.load(mask)
             found = nib.Nifti1Image(np.asarray(image.dataobj, np.float32), image.affine)
             warped = ants.apply(found, grid, route, interpolation="nearestNeighbor")  # linear would lose thin EPVS
-            meta = {"Sources": [paths.bids_uri(mask, settings.output_dir, "")], "Type": "Lesion", write.KEY: key}
-            write.image(target, np.asarray(warped.dataobj) > 0.5, grid, meta=meta)
+            meta = {"Sources": [paths.bids_uri(mask, settings.output_dir, "")], "Type": "Lesion"}
+            meta[write.KEY] = model_keys[name]
+            write.image(targets[name], np.asarray(warped.dataobj) > 0.5, grid, meta=meta)
 
 
 def view(scan: Scan, settings: Settings, error: str) -> View:
@@ -352,7 +355,6 @@ def view(scan: Scan, settings: Settings, error: str) -> View:
         prepared,
         masks,
         write.read_table(files["summary"]) if have else None,
-        write.read_table(files["lesions"]) if have else None,
         sources,
     )
 

@@ -10,6 +10,9 @@ from bids_epvs.records import Scan
 ENTITY_ORDER = ("sub", "ses", "from", "to", "mode", "space", "seg", "label", "desc")
 """Order of the entities in a file name (that of the BIDS schema)."""
 
+SUFFIX = {"T2w": "T2w", "T1w": "T1w", "FLAIR": "FLAIR", "SWI": "swi"}
+"""Sequence -> suffix of its files."""
+
 IGNORED = (
     "*_epvs.tsv",
     "*_epvs.json",

@@ -91,7 +91,7 @@ def wide_row(summary: pd.DataFrame) -> dict[str, Any]:
                 out.update({f"{stem}_{v}": row[v] for v in VALUES})
             else:
                 out[f"{stem}_{row['hemisphere']}_count"] = row["count"]
-    return {k: v for k, v in out.items()}
+    return out
 
 
 def describe(columns: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_epvs.prepare.labels import ATLAS_LABELS, MERGED
+from bids_epvs.prepare.resample import bounding_box
 
 NAMES = ("BasalGanglia", "CentrumSemiovale", "Hippocampus", "Midbrain", "Thalamus", "OtherWhiteMatter")
 SIDES = ("Left", "Right")
@@ -167,7 +168,7 @@ def basal_ganglia(labels: np.ndarray, spacing: tuple[float, float, float], to_te
     if not nuclei.any():
         return nuclei
     white = np.isin(labels, (2, 41))
-    box = _padded_box(nuclei, spacing, 12.0)
+    box = bounding_box(nuclei, [int(np.ceil(12.0 / s)) for s in spacing])
     thalamus = np.isin(labels[box], (10, 49))
     deep = nuclei[box] | thalamus
     capsule = _closing(deep, spacing, CAPSULE_MM) & white[box]
@@ -201,13 +202,6 @@ def _closing(mask: np.ndarray, spacing: tuple[float, ...], radius: float) -> np.
     """Morphological closing by a ball in millimetres."""
     grown = ndimage.distance_transform_edt(~mask, sampling=spacing) <= radius
     return ndimage.distance_transform_edt(grown, sampling=spacing) > radius
-
-
-def _padded_box(mask: np.ndarray, spacing: tuple[float, ...], margin_mm: float) -> tuple[slice, ...]:
-    """Bounding box with a margin in millimetres, cut to the array."""
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    pad = [int(np.ceil(margin_mm / s)) for s in spacing]
-    return tuple(slice(max(0, b.start - p), min(n, b.stop + p)) for b, p, n in zip(box, pad, mask.shape, strict=True))
 
 
 def rating_slices(labels: np.ndarray, spacing: tuple[float, ...], commissure: float) -> dict[str, int]:

@@ -13,7 +13,7 @@ from nibabel.nifti1 import Nifti1Image
 
 from bids_epvs.prepare import atlas
 from bids_epvs.prepare.bias import COARSE_MM, head_mask
-from bids_epvs.prepare.resample import iso_grid, resample
+from bids_epvs.prepare.resample import bounding_box, iso_grid, resample
 
 if TYPE_CHECKING:
     from bids_epvs.prepare.ants import Transform
@@ -96,13 +96,10 @@ def _clipped(image: Nifti1Image) -> Nifti1Image:
 
 
 def _cropped(image: Nifti1Image, mask: np.ndarray, margin: int = 4) -> tuple[Nifti1Image, Nifti1Image]:
-    """Image and mask cut to the mask's bounding box and a margin of voxels: fewer voxels, the same world space."""
-    points = np.argwhere(mask)
-    if len(points) == 0:
-        return image, nib.Nifti1Image(np.ones(image.shape, np.float32), image.affine)
-    low = np.maximum(points.min(axis=0) - margin, 0)
-    high = np.minimum(points.max(axis=0) + margin + 1, image.shape)
-    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    """Image and mask cut to the mask's box and a margin of voxels; without a mask the whole image counts."""
+    if not mask.any():
+        mask = np.ones(image.shape, bool)
+    box = bounding_box(mask, margin)
     part = image.slicer[box]
     return part, nib.Nifti1Image(mask[box].astype(np.float32), part.affine)
 

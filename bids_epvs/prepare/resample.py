@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.nifti1 import Nifti1Image
 from scipy import ndimage
+
+
+def bounding_box(mask: np.ndarray, margin: int | Sequence[int] = 0) -> tuple[slice, slice, slice]:
+    """Box around a 3-D mask, a margin in voxels (one or three) added, cut to the array; an empty mask gives it all."""
+    found = ndimage.find_objects(mask.astype(np.uint8))
+    box = found[0] if found else tuple(slice(0, n) for n in mask.shape)
+    pads = (margin,) * 3 if isinstance(margin, int) else margin
+    x, y, z = (slice(max(0, b.start - p), min(n, b.stop + p)) for b, p, n in zip(box, pads, mask.shape, strict=True))
+    return x, y, z
 
 
 def coarse_grid(image: Nifti1Image, spacing: tuple[float, float, float]) -> Nifti1Image:

@@ -13,6 +13,7 @@ from PIL import Image, ImageColor, ImageDraw
 from scipy import ndimage
 
 from bids_epvs.prepare.regions import REGIONS
+from bids_epvs.prepare.resample import bounding_box
 
 EPVS_COLOR = "#ff2d55"
 BRAIN_COLOR = "#ffe14d"
@@ -176,7 +177,7 @@ def mosaic(
             np.linspace(found[0], found[-1], count + 2)[1:-1] if axis != 2 else np.linspace(found[0], found[-1], count)
         )
         spots += [(axis, round(float(v))) for v in inner]
-    box = _box(brain)
+    box = bounding_box(brain, 12)
     made = []
     for axis, index in spots:
         view = _view(box, axis, brain.shape)
@@ -196,17 +197,6 @@ def mosaic(
     return grid([m[0] for m in made], columns), grid([m[1] for m in made], columns)
 
 
-def _box(mask: np.ndarray, margin: int = 12) -> tuple[slice, slice, slice]:
-    """Bounding box with a margin in voxels."""
-    found = ndimage.find_objects(mask.astype(np.uint8))
-    whole = [slice(0, n) for n in mask.shape]
-    x, y, z = (
-        slice(max(0, s.start - margin), min(n, s.stop + margin))
-        for s, n in zip(found[0] if found else whole, mask.shape, strict=True)
-    )
-    return x, y, z
-
-
 def _view(box: tuple[slice, slice, slice], axis: int, shape: Sequence[int]) -> tuple[slice, slice]:
     """Rows and columns of `plane` that show `box` (both directions are flipped there)."""
     column, row = [a for a in range(3) if a != axis]
@@ -218,4 +208,4 @@ def region_view(mask: np.ndarray, index: int, margin: int = 20) -> tuple[slice, 
     """Rows and columns of the axial `plane` that show a region in one slice, whole slice where it is absent."""
     part = np.zeros_like(mask)
     part[:, :, index] = mask[:, :, index]
-    return _view(_box(part if part.any() else mask, margin), 2, mask.shape)
+    return _view(bounding_box(part if part.any() else mask, margin), 2, mask.shape)

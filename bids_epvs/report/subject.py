@@ -33,8 +33,8 @@ class View:
         None where preparation failed.
     masks : mapping
         Instances of each model, canonical frame.
-    summary, lesions : DataFrame, optional
-        The tables.
+    summary : DataFrame, optional
+        The table by region and hemisphere.
     sources : mapping
         Sequence -> file name relative to the dataset.
     """
@@ -44,7 +44,6 @@ class View:
     prepared: Prepared | None = None
     masks: Mapping[str, np.ndarray] = field(default_factory=dict)
     summary: pd.DataFrame | None = None
-    lesions: pd.DataFrame | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
 
 

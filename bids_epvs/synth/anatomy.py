@@ -18,7 +18,7 @@ from bids_epvs.prepare import atlas
 from bids_epvs.prepare.brain import upsample_labels
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.prepare.regions import simplify
-from bids_epvs.prepare.resample import iso_grid, resample
+from bids_epvs.prepare.resample import bounding_box, iso_grid, resample
 
 NEEDED = (2, 41, 3, 42, 4, 43, 11, 50, 12, 51, 13, 52, 10, 49, 16)
 """Labels without which a map is no head: white matter, cortex, ventricles, nuclei, brainstem."""
@@ -160,8 +160,7 @@ def _moved(affine: np.ndarray, voxels: np.ndarray) -> np.ndarray:
 
 def _cut(labels: np.ndarray, affine: np.ndarray, mask: np.ndarray, margin: int) -> tuple[np.ndarray, np.ndarray]:
     """The part of a grid that holds a mask, with a margin, and its affine."""
-    found = ndimage.find_objects(mask.astype(np.uint8))[0]
-    box = tuple(slice(max(0, s.start - margin), s.stop + margin) for s in found)
+    box = bounding_box(mask, margin)
     return labels[box], _moved(affine, np.array([b.start for b in box]))
 
 
@@ -279,8 +278,7 @@ def smooth_field(knots: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 def _bounds(head: Anatomy) -> np.ndarray:
     """Corners (8, 3) of the box around everything but air, mm."""
-    box = ndimage.find_objects((head.labels > 0).astype(np.uint8))[0]
-    ends = [(b.start, b.stop) for b in box]
+    ends = [(b.start, b.stop) for b in bounding_box(head.labels > 0)]
     corners = np.array(np.meshgrid(*ends, indexing="ij")).reshape(3, -1).T
     return corners @ head.affine[:3, :3].T + head.affine[:3, 3]
 
@@ -290,11 +288,16 @@ def _random_linear(rng: np.random.Generator, amount: float) -> np.ndarray:
     angles = np.deg2rad(rng.normal(0, 5, 3) * amount)
     out = np.diag(np.exp(rng.normal(0, 0.05, 3) * amount)) + np.triu(rng.normal(0, 0.02, (3, 3)) * amount, 1)
     for axis, angle in enumerate(angles):
-        a, b = [(1, 2), (0, 2), (0, 1)][axis]
-        step = np.eye(3)
-        step[a, a] = step[b, b] = np.cos(angle)
-        step[a, b], step[b, a] = -np.sin(angle), np.sin(angle)
-        out = step @ out
+        out = rotation(axis, angle) @ out
+    return out
+
+
+def rotation(axis: int, angle: float) -> np.ndarray:
+    """3 x 3 rotation by `angle` (radians) in the plane of the two other axes."""
+    a, b = [k for k in range(3) if k != axis]
+    out = np.eye(3)
+    out[a, a] = out[b, b] = np.cos(angle)
+    out[a, b], out[b, a] = -np.sin(angle), np.sin(angle)
     return out
 
 

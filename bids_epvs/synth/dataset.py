@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,11 @@ from bids_epvs.derivatives import paths, write
 from bids_epvs.errors import DataError, EpvsError, UsageError
 from bids_epvs.group.table import wide_row
 from bids_epvs.measure import ratings
-from bids_epvs.prepare.regions import NAMES, REGIONS, rating_slices
+from bids_epvs.prepare.regions import ANTERIOR_COMMISSURE, NAMES, REGIONS, rating_slices
 from bids_epvs.records import Scan
 from bids_epvs.synth import anatomy, contrast, mimics, scene, tubes
 
 PROTOCOLS = ("clinical", "mixed", "research")
-_SUFFIX = {"T2w": "T2w", "T1w": "T1w", "FLAIR": "FLAIR", "SWI": "swi"}
 _NOTE = "simulated: no person was scanned"
 VISIBLE = 0.25
 """Share of a voxel that an EPVS must fill to be counted in a slice."""
@@ -83,8 +82,7 @@ def simulate(plan: Plan, *, nprocs: int = 1) -> None:
     DataError
         A label map cannot be used.
     """
-    if plan.out.exists() and (not plan.out.is_dir() or any(plan.out.iterdir())):
-        raise UsageError("the output exists and is not empty.", where=plan.out, remedy="Choose a new directory.")
+    require_new(plan.out)
     for path in plan.labelmaps:
         anatomy.read_labelmap(path)
     numbers = range(plan.subjects)
@@ -94,6 +92,17 @@ def simulate(plan: Plan, *, nprocs: int = 1) -> None:
         with ProcessPoolExecutor(nprocs, mp_context=get_context("spawn")) as pool:
             rows = list(pool.map(one_subject, [plan] * plan.subjects, numbers))
     _top(plan, pd.DataFrame([r[0] for r in rows]), pd.DataFrame([r[1] for r in rows]))
+
+
+def require_new(out: Path) -> None:
+    """Refuse an output that exists and is not an empty directory.
+
+    Raises
+    ------
+    UsageError
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError("the output exists and is not empty.", where=out, remedy="Choose a new directory.")
 
 
 def one_subject(plan: Plan, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -109,14 +118,14 @@ def one_subject(plan: Plan, number: int) -> tuple[dict[str, Any], dict[str, Any]
     first = _protocol(rng, plan)
     tesla = first.tesla
     for name in plan.contrasts:
-        protocol = first if name == "T2w" else _same_scanner(_protocol(rng, plan), tesla)
+        protocol = first if name == "T2w" else replace(_protocol(rng, plan), tesla=tesla)
         look = scene.draw_look(rng, name, strength=strength, tesla=tesla)
         data = made.scan(rng, look, protocol)
         _, affine = made.grid(protocol.spacing)
         moved = np.eye(4) if name == "T2w" else between_scans(rng)
         meta = {**sidecar(protocol), "Seed": [plan.seed, number], "EpvsSignal": strength, **made.parameters}
         folder = "swi" if name == "SWI" else "anat"
-        path = plan.out / f"sub-{scan.subject}" / folder / f"sub-{scan.subject}_{_SUFFIX[name]}.nii.gz"
+        path = plan.out / f"sub-{scan.subject}" / folder / f"sub-{scan.subject}_{paths.SUFFIX[name]}.nii.gz"
         grid = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), moved @ affine)
         write.image(path, np.rint(np.clip(data, 0, 32767)).astype(np.int16), grid, meta=meta)
     found = truth(made, first.spacing)
@@ -141,23 +150,15 @@ def _protocol(rng: np.random.Generator, plan: Plan) -> contrast.Protocol:
     drawn = contrast.draw_protocol(rng, plan.protocol)
     if plan.spacing is None:
         return drawn
-    return contrast.Protocol(**{**asdict(drawn), "spacing": plan.spacing, "thickness": plan.spacing[2]})
-
-
-def _same_scanner(protocol: contrast.Protocol, tesla: float) -> contrast.Protocol:
-    return contrast.Protocol(**{**asdict(protocol), "tesla": tesla})
+    return replace(drawn, spacing=plan.spacing, thickness=plan.spacing[2])
 
 
 def between_scans(rng: np.random.Generator) -> np.ndarray:
     """Rigid movement of a head between two scans (sd 0.5 mm and 0.3 degrees), 4 x 4."""
     out = np.eye(4)
-    for a, b, angle in ((1, 2, 0), (0, 2, 1), (0, 1, 2)):
-        turn = np.eye(4)
-        value = np.deg2rad(rng.normal(0, 0.3))
-        turn[a, a] = turn[b, b] = np.cos(value)
-        turn[a, b], turn[b, a] = -np.sin(value), np.sin(value)
-        out = turn @ out
-        out[angle, 3] += rng.normal(0, 0.5)
+    for axis in range(3):
+        out[:3] = anatomy.rotation(axis, np.deg2rad(rng.normal(0, 0.3))) @ out[:3]
+        out[axis, 3] += rng.normal(0, 0.5)
     return out
 
 
@@ -205,7 +206,7 @@ def truth(made: scene.Scene, spacing: tuple[float, float, float]) -> Truth:
     _, affine = made.grid(spacing)
     regions = made.regions_on(spacing)
     half = anatomy.every_second(made.head)
-    commissure = np.linalg.inv(made.head.to_template @ affine) @ [0.0, 2.0, -4.0, 1.0]
+    commissure = np.linalg.inv(made.head.to_template @ affine) @ [*ANTERIOR_COMMISSURE, 1.0]
     slices = rating_slices(_nearest(anatomy.plain(half.labels), half, regions.shape, affine), spacing, commissure[2])
     table = truth_table(made.tubes, instances, fraction, affine)
     return Truth(

@@ -17,8 +17,7 @@ import pandas as pd
 from nibabel.nifti1 import Nifti1Image
 
 from bids_epvs import __version__
-from bids_epvs.derivatives import write
-from bids_epvs.errors import UsageError
+from bids_epvs.derivatives import paths, write
 from bids_epvs.group.table import wide_row
 from bids_epvs.inputs.load import load_image
 from bids_epvs.inputs.query import find_scans
@@ -27,7 +26,8 @@ from bids_epvs.prepare.resample import canonical, canonical_to_world, iso_grid, 
 from bids_epvs.records import Scan
 from bids_epvs.synth import tubes
 from bids_epvs.synth.anatomy import Anatomy, every_second
-from bids_epvs.synth.dataset import Truth, top_of_truth, truth_summary, truth_table, write_truth
+from bids_epvs.synth.dataset import Truth, require_new, top_of_truth, truth_summary, truth_table, write_truth
+from bids_epvs.synth.scene import epvs_share
 
 if TYPE_CHECKING:
     from bids_epvs.prepare.session import Result
@@ -60,8 +60,7 @@ def implant(source: Path, out: Path, *, seed: int = 0, burden: str = "mid") -> i
     UsageError
         The output exists and is not empty.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError("the output exists and is not empty.", where=out, remedy="Choose a new directory.")
+    require_new(out)
     scans = find_scans(source).scans
     rows = []
     for number, scan in enumerate(scans):
@@ -99,7 +98,11 @@ def one_session(rng: np.random.Generator, scan: Scan, source: Path, out: Path, b
         data = np.asarray(image.dataobj) + to_native(added, image) * np.float32(steps[name])
         data = np.maximum(data, min(float(np.asarray(image.dataobj).min()), 0.0))
         path = out / scan.files[name].relative_to(source)
-        meta = {**write.read_json(_sidecar(scan.files[name])), "EpvsImplanted": True, "EpvsStep": float(steps[name])}
+        meta = {
+            **write.read_json(paths.sidecar(scan.files[name])),
+            "EpvsImplanted": True,
+            "EpvsStep": float(steps[name]),
+        }
         write.image(path, np.rint(data).astype(np.int16) if data.max() > 200 else data, image, meta=meta)
     known = _truth(drawn, fraction, index, found, frame, native)
     relative = scan.files["T2w"].relative_to(source).parent.as_posix()
@@ -139,8 +142,7 @@ def _steps(rng: np.random.Generator, found: Result, strength: float) -> dict[str
     out = {}
     for name, image in found.images.items():
         data = np.asarray(image.dataobj)
-        share = strength * (float(rng.uniform(0.1, 1.0)) if name == "FLAIR" else 1.0)
-        out[name] = share * float(np.median(data[fluid]) - np.median(data[white]))
+        out[name] = epvs_share(rng, name, strength) * float(np.median(data[fluid]) - np.median(data[white]))
     return out
 
 
@@ -173,10 +175,6 @@ def _truth(
         "mimics": np.zeros(native.shape, np.uint8),
     }
     return Truth(**stored, affine=native.affine, table=scanner, summary=summary)
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(path.name.partition(".")[0] + ".json")
 
 
 _README = f"""Real scans into which bids_epvs-simulate {__version__} has put perivascular spaces whose place and

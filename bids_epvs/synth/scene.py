@@ -52,9 +52,13 @@ def draw_look(rng: np.random.Generator, name: str, *, strength: float, tesla: fl
     tesla : float
     """
     means = contrast.draw_means(rng, name, tesla)
-    share = strength * (float(rng.uniform(0.1, 1.0)) if name == "FLAIR" else 1.0)
-    step = share * (means["CSF"] - means["WM"])
+    step = epvs_share(rng, name, strength) * (means["CSF"] - means["WM"])
     return Look(name, contrast.intensity_table(rng, means), step, means["WM"])
+
+
+def epvs_share(rng: np.random.Generator, name: str, strength: float) -> float:
+    """Signal of EPVS in one contrast as a share of the step to fluid: on FLAIR a random part of `strength`."""
+    return strength * (float(rng.uniform(0.1, 1.0)) if name == "FLAIR" else 1.0)
 
 
 @dataclass(frozen=True)
@@ -103,14 +107,21 @@ class Scene:
 
     def _ideal(self, look: Look, protocol: Protocol, start: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
         """Noise-free average over the voxels of a block; `start` is its outer corner in mm from that of the head."""
+        box, weights = self._block(protocol, start, shape)
+        fine = look.table[self.head.labels[box]]
+        fine += self.filled[box] * np.float32(look.step / 255)
+        return contrast.average(fine, weights)
+
+    def _block(
+        self, protocol: Protocol, start: np.ndarray, shape: tuple[int, int, int]
+    ) -> tuple[tuple[slice, ...], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The fine voxels that a block of acquired voxels needs, and the matrices that average them."""
         step = self.head.spacing[0]
         extent = np.array(shape) * np.array(protocol.spacing)
         low = np.maximum(np.floor(start / step).astype(int) - 2, 0)
         high = np.minimum(np.ceil((start + extent) / step).astype(int) + 2, self.head.labels.shape)
         box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        fine = look.table[self.head.labels[box]]
-        fine += self.filled[box] * np.float32(look.step / 255)
-        return contrast.average(fine, contrast.weights(fine.shape, step, shape, protocol, start - low * step))
+        return box, contrast.weights(tuple(high - low), step, shape, protocol, start - low * step)
 
     def fraction(self, spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
         """Share of EPVS in each voxel (float32) and the tube that fills most of it (int32), on `grid`."""
@@ -119,11 +130,13 @@ class Scene:
 
     def regions_on(self, spacing: Sequence[float]) -> np.ndarray:
         """Region at the centre of each voxel of `grid`, uint8."""
-        shape, _ = self.grid(spacing)
-        size = 2 * np.array(self.head.spacing)
+        return self._regions_in(np.zeros(3), self.grid(spacing)[0], spacing)
+
+    def _regions_in(self, start: np.ndarray, shape: Sequence[int], spacing: Sequence[float]) -> np.ndarray:
+        """Region at the centre of each voxel of a block that begins at `start` (mm from the corner of the head)."""
         at = [
-            np.minimum(((np.arange(n) + 0.5) * s / f).astype(int), m - 1)
-            for n, s, f, m in zip(shape, spacing, size, self.regions.shape, strict=True)
+            np.minimum(((s + (np.arange(n) + 0.5) * d) / (2 * f)).astype(int), m - 1)
+            for s, n, d, f, m in zip(start, shape, spacing, self.head.spacing, self.regions.shape, strict=True)
         ]
         return self.regions[np.ix_(*at)]
 
@@ -191,16 +204,9 @@ class Scene:
         start = np.clip(centre - extent / 2, 0, np.maximum(size - extent, 0))
         images = np.stack([finish(self._ideal(k, protocol, start, shape), rng, k, protocol) for k in looks])
         whole = Protocol(protocol.spacing, thickness=protocol.spacing[2])
-        low = np.maximum(np.floor(start / step).astype(int) - 2, 0)
-        high = np.minimum(np.ceil((start + extent) / step).astype(int) + 2, self.head.labels.shape)
-        box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        part = self.filled[box]
-        fraction = contrast.average(part, contrast.weights(part.shape, step, shape, whole, start - low * step)) / 255
-        at = [
-            np.minimum(((s + (np.arange(n) + 0.5) * d) / (2 * step)).astype(int), m - 1)
-            for s, n, d, m in zip(start, shape, protocol.spacing, self.regions.shape, strict=True)
-        ]
-        return images, fraction, self.regions[np.ix_(*at)]
+        box, weights = self._block(whole, start, shape)
+        fraction = contrast.average(self.filled[box], weights) / 255
+        return images, fraction, self._regions_in(start, shape, protocol.spacing)
 
 
 def finish(ideal: np.ndarray, rng: np.random.Generator, look: Look, protocol: Protocol) -> np.ndarray:

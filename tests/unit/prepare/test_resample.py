@@ -68,3 +68,12 @@ def test_labels_stay_labels(oblique, rng):
     out = np.asarray(rs.resample(labels, rs.iso_grid(labels, 0.9), order=0).dataobj)
     assert out.dtype == np.int16
     assert set(np.unique(out)) <= set(np.unique(labels.dataobj)) | {0}
+
+
+def test_boxes_have_a_margin_and_stay_in_the_array():
+    mask = np.zeros((9, 12, 7), bool)
+    mask[3:5, 1, 4:7] = True
+    assert rs.bounding_box(mask) == (slice(3, 5), slice(1, 2), slice(4, 7))
+    assert rs.bounding_box(mask, 2) == (slice(1, 7), slice(0, 4), slice(2, 7))
+    assert rs.bounding_box(mask, [0, 1, 9]) == (slice(3, 5), slice(0, 3), slice(0, 7))
+    assert rs.bounding_box(np.zeros((2, 3, 4), bool), 5) == (slice(0, 2), slice(0, 3), slice(0, 4))

@@ -249,6 +249,13 @@ def test_the_dataset_is_valid_bids_and_has_the_true_counts(simulated):
     assert phenotype.loc["sub-02", "truth_CentrumSemiovale_rating"] in range(5)
 
 
+def test_an_unreadable_label_map(tmp_path):
+    path = tmp_path / "x_dseg.nii.gz"
+    path.write_bytes(b"no image")
+    with pytest.raises(DataError, match="not readable as an image"):
+        anatomy.read_labelmap(path)
+
+
 @pytest.mark.slow
 def test_implanted_tubes_brighten_real_voxels_where_the_truth_says(simulated, tmp_path):
     raw, out = tmp_path / "raw", tmp_path / "out"
@@ -283,7 +290,10 @@ def test_command_line_errors(tmp_path, capsys):
     (tmp_path / "x").write_text("x")
     assert dataset.main([str(tmp_path)]) == 64
     assert dataset.main([str(tmp_path / "new"), "--subjects", "0"]) == 64
+    assert dataset.main([str(tmp_path / "new"), "--seed", "-1"]) == 64
+    assert dataset.main([str(tmp_path / "new"), "--spacing", "1", "1", "99"]) == 64
     assert dataset.main([str(tmp_path / "new"), "--labelmaps", str(tmp_path)]) == 65
+    assert not (tmp_path / "new").exists()
     assert "not empty" in capsys.readouterr().err
 
 
