@@ -161,7 +161,7 @@ def describe(
             [
                 *(model, index, region.name if region else "n/a", region.side.lower() if region else "n/a"),
                 *world.round(3),
-                *native.round(2),
+                *native.round(3),
                 *(round(volume, 4), round(length, 3), round(width, 3), round(widest(one, spacing), 3)),
                 round(linearity, 4),
                 *(rotated / np.linalg.norm(rotated)).round(4),
