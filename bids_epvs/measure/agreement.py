@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+Values = Sequence[float] | np.ndarray
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -33,7 +35,7 @@ class Estimate:
 NOTHING = float("nan")
 
 
-def complete(*columns: Sequence[float] | np.ndarray) -> np.ndarray:
+def complete(*columns: Values) -> np.ndarray:
     """Columns side by side as float (n, columns), rows with a missing value left out."""
     table = np.column_stack([np.asarray(c, float) for c in columns])
     return table[np.isfinite(table).all(axis=1)]
@@ -112,7 +114,7 @@ def smallest_detectable_change(ratings: np.ndarray) -> float:
     return float(1.96 * np.sqrt(2 * table.var(axis=1, ddof=1).mean()))
 
 
-def ccc(x: Sequence[float], y: Sequence[float]) -> Estimate:
+def ccc(x: Values, y: Values) -> Estimate:
     """Lin's concordance correlation: 2 s_xy / (s_x^2 + s_y^2 + (difference of means)^2); 1 is perfect.
 
     Moments are divided by n, the interval uses Fisher's z.
@@ -168,7 +170,7 @@ class Difference:
     slope_p: float
 
 
-def bland_altman(x: Sequence[float], y: Sequence[float]) -> Difference:
+def bland_altman(x: Values, y: Values) -> Difference:
     """Bias, limits of agreement, and whether the difference grows with the size.
 
     References
@@ -177,14 +179,14 @@ def bland_altman(x: Sequence[float], y: Sequence[float]) -> Difference:
     """
     table = complete(x, y)
     n = len(table)
-    if n < 3:
+    if n < 2:
         empty = Estimate(NOTHING, NOTHING, NOTHING, n)
         return Difference(empty, NOTHING, NOTHING, NOTHING, empty, NOTHING)
     difference, mean = table[:, 0] - table[:, 1], table.mean(axis=1)
     bias, sd = float(difference.mean()), float(difference.std(ddof=1))
     half = stats.t.ppf(0.975, n - 1) * sd / np.sqrt(n)
     slope, p = Estimate(NOTHING, NOTHING, NOTHING, n), NOTHING
-    if np.ptp(mean) > 0:
+    if n > 2 and np.ptp(mean) > 0:
         line = stats.linregress(mean, difference)
         middle, wide = float(line.slope), float(stats.t.ppf(0.975, n - 2) * line.stderr)
         slope, p = Estimate(middle, middle - wide, middle + wide, n), float(line.pvalue)
@@ -207,7 +209,7 @@ def weights(categories: int, kind: str) -> np.ndarray:
     return 1 - cost / max(float(np.max(cost)), 1.0)
 
 
-def _grades(a: Sequence[float], b: Sequence[float], categories: int) -> np.ndarray:
+def _grades(a: Values, b: Values, categories: int) -> np.ndarray:
     """Table of counts, rows `a`, columns `b`; grades are 0 ... categories - 1."""
     pairs = complete(a, b).astype(int)
     table = np.zeros((categories, categories))
@@ -215,7 +217,7 @@ def _grades(a: Sequence[float], b: Sequence[float], categories: int) -> np.ndarr
     return table
 
 
-def weighted_kappa(a: Sequence[float], b: Sequence[float], *, categories: int, kind: str = "quadratic") -> Estimate:
+def weighted_kappa(a: Values, b: Values, *, categories: int, kind: str = "quadratic") -> Estimate:
     """Cohen's weighted kappa of two raters; 1 is perfect, 0 is chance.
 
     References
@@ -238,7 +240,7 @@ def weighted_kappa(a: Sequence[float], b: Sequence[float], *, categories: int, k
     return Estimate(float(value), float(value - 1.96 * error), float(min(1, value + 1.96 * error)), n)
 
 
-def gwet_ac2(a: Sequence[float], b: Sequence[float], *, categories: int, kind: str = "ordinal") -> Estimate:
+def gwet_ac2(a: Values, b: Values, *, categories: int, kind: str = "ordinal") -> Estimate:
     """Gwet's AC2 of two raters: like weighted kappa, without its collapse when one grade prevails.
 
     References
@@ -291,7 +293,7 @@ def williams(r12: float, r13: float, r23: float, n: int) -> tuple[float, float]:
     return float(t), float(2 * stats.t.sf(abs(t), n - 3))
 
 
-def poisson_binomial(probabilities: Sequence[float]) -> np.ndarray:
+def poisson_binomial(probabilities: Values) -> np.ndarray:
     """Distribution of the number of successes of independent trials: P(0) ... P(n).
 
     >>> poisson_binomial([0.5, 0.5]).round(3)
@@ -303,7 +305,7 @@ def poisson_binomial(probabilities: Sequence[float]) -> np.ndarray:
     return out
 
 
-def count_interval(probabilities: Sequence[float], *, level: float = 0.9) -> tuple[int, int]:
+def count_interval(probabilities: Values, *, level: float = 0.9) -> tuple[int, int]:
     """Central interval of a `poisson_binomial` count.
 
     >>> count_interval([1.0, 1.0, 0.5])

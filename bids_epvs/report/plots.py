@@ -47,6 +47,41 @@ def distributions(values: Mapping[str, np.ndarray], label: str) -> str:
         return svg(figure)
 
 
+def comparison(truth: np.ndarray, found: np.ndarray, unit: str) -> str:
+    """Found against true values with the line of identity, and their differences against their means (Bland-Altman).
+
+    Parameters
+    ----------
+    truth, found : ndarray
+        (n,), none missing.
+    unit : str
+        For the axes, ``EPVS`` or ``mm³``.
+
+    Returns
+    -------
+    str
+        An ``<svg>`` element.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7.0, 3.2), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        top = max(float(np.max([truth, found], initial=0)), 1.0) * 1.05
+        left.plot([0, top], [0, top], color="#8a94a3", linewidth=1)
+        left.plot(truth, found, "o", markersize=4, color="#0b5cad", alpha=0.7, markeredgewidth=0)
+        left.set(xlabel=f"truth ({unit})", ylabel=f"found ({unit})", xlim=(0, top), ylim=(0, top))
+        difference, mean = found - truth, (found + truth) / 2
+        right.plot(mean, difference, "o", markersize=4, color="#0b5cad", alpha=0.7, markeredgewidth=0)
+        bias = float(difference.mean()) if difference.size else 0.0
+        spread = 1.96 * float(difference.std(ddof=1)) if difference.size > 1 else 0.0
+        for value, style in ((bias, "-"), (bias - spread, "--"), (bias + spread, "--")):
+            right.axhline(value, color="#1c2430", linestyle=style, linewidth=1)
+        right.set(xlabel=f"mean ({unit})", ylabel=f"found - truth ({unit})")
+        return svg(figure)
+
+
 def _strip(ax: Any, values: np.ndarray) -> None:
     """Dots with a fixed jitter over a box plot."""
     ax.set_yticks([])

@@ -42,7 +42,10 @@ def test_differences_of_bland_and_altman_1986():
     growing = agreement.bland_altman(np.arange(20) * 1.2, np.arange(20))
     assert growing.slope.value == pytest.approx(0.2 / 1.1)
     assert growing.slope_p < 1e-6
-    assert np.isnan(agreement.bland_altman([1, 2], [1, 2]).sd)
+    two = agreement.bland_altman([3, 5], [1, 2])
+    assert (two.bias.value, two.sd) == pytest.approx((2.5, np.sqrt(0.5)))
+    assert np.isnan(two.slope.value)
+    assert np.isnan(agreement.bland_altman([1], [2]).bias.value)
 
 
 def test_concordance_by_its_definition_and_its_interval_by_simulation(rng):

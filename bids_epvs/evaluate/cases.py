@@ -1,0 +1,256 @@
+"""Pairs of truth and results on disk, and what is measured on each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from nibabel.affines import voxel_sizes
+from nibabel.nifti1 import Nifti1Image
+from scipy import ndimage
+
+from bids_epvs.derivatives import paths, write
+from bids_epvs.errors import DataError, NothingToDoError
+from bids_epvs.evaluate import metrics
+from bids_epvs.evaluate.metrics import Truth
+from bids_epvs.prepare.regions import NAMES, REGIONS
+from bids_epvs.prepare.resample import bounding_box
+
+logger = logging.getLogger(__name__)
+
+VISIBLE = 0.3
+"""Share of some voxel that a simulated EPVS must fill to be expected."""
+THICK_MM = 1.5
+"""Slices farther apart than this are called thick."""
+DIAMETERS = ((0.0, 0.8), (0.8, 1.0), (1.0, 1.5), (1.5, 9.9))
+"""Classes of mean diameter (mm)."""
+LESION_COLUMNS = ["label", "model", "slice_mm", "kind", "index", "found", "diameter_mm", "on_mimic"]
+"""Of `lesion_rows`."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One session with truth and results.
+
+    Attributes
+    ----------
+    label : str
+        ``sub-01_ses-1``.
+    truth, results : Path
+        Folders that hold its files.
+    models : tuple of str
+        What there are results of.
+    """
+
+    label: str
+    truth: Path
+    results: Path
+    models: tuple[str, ...]
+
+
+def find(truth: Path, results: Path) -> list[Case]:
+    """Sessions that have an EPVS mask in both folders.
+
+    Parameters
+    ----------
+    truth : Path
+        BIDS derivatives with ``sub-*[/ses-*]/anat/*_label-EPVS_mask.nii.gz`` (one mask a session).
+    results : Path
+        Output of ``bids_epvs``, or of any method that writes ``*_label-EPVS_desc-<method>_mask.nii.gz``.
+
+    Raises
+    ------
+    NothingToDoError
+        There is no such session.
+    """
+    out = []
+    for mask in sorted(truth.glob("sub-*/**/*_label-EPVS_mask.nii.gz")):
+        label = mask.name.partition("_label-")[0]
+        folder = results / mask.parent.relative_to(truth)
+        made = sorted(folder.glob(f"{label}_label-EPVS_desc-*_mask.nii.gz"))
+        if made:
+            out.append(Case(label, mask.parent, folder, tuple(paths.parse(p)["desc"] for p in made)))
+        else:
+            logger.warning("%s: truth without results", label)
+    if not out:
+        raise NothingToDoError(
+            "no session has both an EPVS mask in the truth and results.",
+            where=truth,
+            remedy="Expected names like sub-01/anat/sub-01_label-EPVS_mask.nii.gz; run the participant level first.",
+        )
+    return out
+
+
+def _load(path: Path, like: Nifti1Image | None = None) -> Nifti1Image:
+    """An image with axes turned to R, A, S; on the grid of `like`."""
+    if not path.is_file():
+        raise DataError("missing.", where=path, remedy="Run the participant level again.")
+    image = nib.as_closest_canonical(nib.load(path))
+    if like is not None and (image.shape != like.shape or not np.allclose(image.affine, like.affine, atol=1e-3)):
+        raise DataError(
+            f"lies on another grid than the truth: shape {image.shape} against {like.shape}.",
+            where=path,
+            remedy="Truth and results must be on the grid of the same T2w.",
+        )
+    return image
+
+
+def _lesions(mask: np.ndarray) -> np.ndarray:
+    """Touching voxels as lesions."""
+    return ndimage.label(mask, np.ones((3, 3, 3)))[0].astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Known:
+    """The truth of one session, and what it may be split by.
+
+    Attributes
+    ----------
+    frame : Nifti1Image
+        Grid.
+    truth : Truth
+    regions : ndarray of uint8
+        Indices of `REGIONS`.
+    diameter : mapping of int to float
+        Mean diameter (mm) of each EPVS; empty where it is not known.
+    mimics : ndarray of bool, optional
+        Lesions and vessels that may be taken for EPVS.
+    """
+
+    frame: Nifti1Image
+    truth: Truth
+    regions: np.ndarray
+    diameter: dict[int, float]
+    mimics: np.ndarray | None
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel sizes, mm."""
+        x, y, z = (float(v) for v in voxel_sizes(self.frame.affine))
+        return x, y, z
+
+
+def read_truth(case: Case) -> Known:
+    """The truth of a session: simulated (shares, instances, diameters, mimics) or a manual mask alone."""
+    stem = case.truth / case.label
+    frame = _load(Path(f"{stem}_label-EPVS_mask.nii.gz"))
+    mask = np.asarray(frame.dataobj) > 0
+    instances, share = (Path(f"{stem}_label-EPVS_{n}.nii.gz") for n in ("desc-instances_dseg", "probseg"))
+    lesions = np.asarray(_load(instances, frame).dataobj).astype(np.int32) if instances.is_file() else _lesions(mask)
+    expected = np.unique(lesions[lesions > 0])
+    if instances.is_file() and share.is_file():
+        peak = ndimage.maximum(np.asarray(_load(share, frame).dataobj), lesions, expected) if expected.size else []
+        expected = expected[np.asarray(peak) >= VISIBLE]
+    table, mimics = Path(f"{stem}_desc-truth_epvs.tsv"), Path(f"{stem}_desc-mimics_dseg.nii.gz")
+    diameter = {}
+    if table.is_file():
+        rows = write.read_table(table)
+        diameter = dict(zip(rows["index"].astype(int), rows["width_mean_mm"].astype(float), strict=True))
+    own = Path(f"{stem}_seg-epvs_dseg.nii.gz")
+    regions = own if own.is_file() else case.results / f"{case.label}_seg-epvs_dseg.nii.gz"
+    return Known(
+        frame,
+        Truth(mask, lesions, expected),
+        np.asarray(_load(regions, frame).dataobj).astype(np.uint8),
+        diameter,
+        np.asarray(_load(mimics, frame).dataobj) > 0 if mimics.is_file() else None,
+    )
+
+
+def read_result(case: Case, model: str, frame: Nifti1Image) -> tuple[np.ndarray, np.ndarray | None]:
+    """Lesions (int32) and probability (None where there is none) of one method."""
+    stem = case.results / f"{case.label}_label-EPVS_desc-{model}"
+    instances, score = Path(f"{stem}instances_dseg.nii.gz"), Path(f"{stem}_probseg.nii.gz")
+    if instances.is_file():
+        found = np.asarray(_load(instances, frame).dataobj).astype(np.int32)
+    else:
+        found = _lesions(np.asarray(_load(Path(f"{stem}_mask.nii.gz"), frame).dataobj) > 0)
+    return found, np.asarray(_load(score, frame).dataobj, np.float32) if score.is_file() else None
+
+
+def contrast_to_noise(case: Case, known: Known) -> float:
+    """(EPVS - its surroundings) / noise in the T2w the results were made from; nan without it.
+
+    Medians over the truth and over the shell 1-3 mm around it in the same regions; noise as 1.4826 times the median
+    absolute deviation of the shell.
+    """
+    path = case.results / f"{case.label}_desc-preproc_T2w.nii.gz"
+    if not path.is_file() or not known.truth.mask.any():
+        return float("nan")
+    image = np.asarray(_load(path, known.frame).dataobj, np.float32)
+    every = known.truth.lesions > 0
+    box = bounding_box(every, 4)
+    away = ndimage.distance_transform_edt(~every[box], sampling=known.spacing)
+    around = image[box][(away > 1) & (away <= 3) & (known.regions[box] > 0)]
+    if around.size == 0:
+        return float("nan")
+    middle = float(np.median(around))
+    noise = 1.4826 * float(np.median(np.abs(around - middle)))
+    return (float(np.median(image[known.truth.mask])) - middle) / noise if noise > 0 else float("nan")
+
+
+def rows(case: Case) -> Iterator[dict[str, object]]:
+    """Measures of each method in each region, the first of them ``all``."""
+    known = read_truth(case)
+    inside = {"all": known.regions > 0}
+    for name in NAMES:
+        where = np.isin(known.regions, [i for i, r in REGIONS.items() if r.name == name])
+        if where.any():
+            inside[name] = where
+    about = {
+        "label": case.label,
+        "slice_mm": round(known.spacing[2], 3),
+        "resolution": "thick" if max(known.spacing) > THICK_MM else "isotropic",
+        "mimics": "unknown" if known.mimics is None else "with" if known.mimics.any() else "without",
+        "contrast_to_noise": contrast_to_noise(case, known),
+    }
+    for model in case.models:
+        found, score = read_result(case, model, known.frame)
+        seen = metrics.detection(known.truth, found, known.spacing)
+        for name, where in inside.items():
+            figures = metrics.measures(known.truth, found, score, known.spacing, where, seen=seen)
+            yield {**about, "model": model, "region": name, **figures}
+
+
+def lesion_rows(case: Case) -> Iterator[dict[str, object]]:
+    """A row for each expected EPVS (found or not) and each wrong lesion of each method."""
+    known = read_truth(case)
+    for model in case.models:
+        found, _ = read_result(case, model, known.frame)
+        seen = metrics.detection(known.truth, found, known.spacing).inside(known.regions > 0)
+        about = {"label": case.label, "model": model, "slice_mm": round(known.spacing[2], 3)}
+        for index, hit in seen.hit.items():
+            yield {**about, "kind": "EPVS", "index": index, "found": hit, "diameter_mm": known.diameter.get(index)}
+        wrong = [index for index, right in seen.right.items() if not right]
+        points = np.array([seen.at_found[index] for index in wrong]).reshape(-1, 3)
+        mimics = np.zeros(found.shape, bool) if known.mimics is None else known.mimics
+        near = metrics.apart(points, mimics, known.spacing) <= metrics.TOLERANCE_MM
+        for index, on_mimic in zip(wrong, near, strict=True):
+            known_kind = None if known.mimics is None else bool(on_mimic)
+            yield {**about, "kind": "wrong", "index": index, "on_mimic": known_kind}
+
+
+def diameters(lesions: pd.DataFrame) -> pd.DataFrame:
+    """Sensitivity by class of diameter (`DIAMETERS`) and method: n, found, sensitivity."""
+    epvs = lesions[(lesions["kind"] == "EPVS") & lesions["diameter_mm"].notna()]
+    out = []
+    for model in dict.fromkeys(lesions["model"]):
+        for low, high in DIAMETERS:
+            own = epvs[(epvs["model"] == model) & (epvs["diameter_mm"] >= low) & (epvs["diameter_mm"] < high)]
+            share = float(own["found"].mean()) if len(own) else float("nan")
+            name = f"{low:g}-{high:g}" if high < 9 else f"{low:g} and more"
+            out.append(
+                {
+                    "model": model,
+                    "diameter_mm": name,
+                    "n": len(own),
+                    "found": int(own["found"].sum()),
+                    "sensitivity": share,
+                }
+            )
+    return pd.DataFrame(out)

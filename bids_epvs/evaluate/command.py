@@ -1,0 +1,120 @@
+"""``bids_epvs-evaluate``: truth and results in, tables and a page out."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+
+from bids_epvs import __version__
+from bids_epvs.derivatives import write
+from bids_epvs.errors import EpvsError, NothingToDoError, UsageError
+from bids_epvs.evaluate import cases, tables
+from bids_epvs.report import evaluation
+
+logger = logging.getLogger(__name__)
+
+SIMULATED = (
+    "The truth was simulated: these figures say nothing about real EPVS until labelled scans have been evaluated."
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of ``bids_epvs-evaluate``."""
+    p = argparse.ArgumentParser(
+        prog="bids_epvs-evaluate",
+        description="Compare segmentations of EPVS with the truth, for any method and any BIDS derivatives that hold "
+        "*_label-EPVS_mask.nii.gz (truth) and *_label-EPVS_desc-<method>_mask.nii.gz (results).",
+    )
+    p.add_argument("truth", type=Path, help="folder with the truth, such as DATA/derivatives/truth")
+    p.add_argument("results", type=Path, help="output of bids_epvs, or of another method")
+    p.add_argument("out", type=Path, help="tables and evaluation.html go here")
+    p.add_argument("--models", nargs="+", metavar="NAME", help="methods to compare (default: all there are)")
+    p.add_argument("--participant-label", nargs="+", metavar="L", help="with or without sub-")
+    p.add_argument("--nprocs", type=int, default=1, metavar="N", help="sessions at a time")
+    return p
+
+
+def _measure(case: cases.Case) -> tuple[list[dict], list[dict]]:
+    """Rows of one session."""
+    return list(cases.rows(case)), list(cases.lesion_rows(case))
+
+
+def chosen(args: argparse.Namespace) -> list[cases.Case]:
+    """The sessions and methods asked for.
+
+    Raises
+    ------
+    UsageError
+        A method has no results.
+    NothingToDoError
+        No session is left.
+    """
+    found = cases.find(args.truth, args.results)
+    if args.participant_label:
+        wanted = {f"sub-{s.removeprefix('sub-')}" for s in args.participant_label}
+        found = [c for c in found if c.label.split("_")[0] in wanted]
+    if not found:
+        raise NothingToDoError("no session of these participants has truth and results.", where=args.truth)
+    if args.models:
+        there = {m for c in found for m in c.models}
+        unknown = [m for m in args.models if m not in there]
+        if unknown:
+            raise UsageError(
+                f"no results of {', '.join(unknown)}.",
+                where="--models",
+                remedy=f"There are: {', '.join(sorted(there))}.",
+            )
+        found = [cases.Case(c.label, c.truth, c.results, tuple(m for m in args.models if m in c.models)) for c in found]
+    return found
+
+
+def evaluate(args: argparse.Namespace) -> Path:
+    """Measure every session, write the tables and the page; the path of the page."""
+    found = chosen(args)
+    if args.nprocs > 1:
+        with ProcessPoolExecutor(args.nprocs) as pool:
+            measured = list(pool.map(_measure, found))
+    else:
+        measured = [_measure(case) for case in found]
+    sessions = pd.DataFrame([row for rows, _ in measured for row in rows])
+    lesions = pd.DataFrame([row for _, rows in measured for row in rows], columns=cases.LESION_COLUMNS)
+    summary, diameters = tables.summary(sessions), cases.diameters(lesions)
+    about = {k: {"Description": v} for k, v in tables.DESCRIPTIONS.items()}
+    write.table(args.out / "evaluation_sessions.tsv", sessions, meta=about)
+    write.table(args.out / "evaluation_lesions.tsv", lesions)
+    write.table(args.out / "evaluation_diameters.tsv", diameters)
+    write.table(args.out / "evaluation.tsv", summary, meta=about)
+    simulated = any((c.truth / f"{c.label}_label-EPVS_probseg.nii.gz").is_file() for c in found)
+    remarks = [SIMULATED] if simulated else []
+    wrong = lesions[(lesions["kind"] == "wrong") & lesions["on_mimic"].notna()]
+    for model in dict.fromkeys(wrong["model"]):
+        own = wrong.loc[wrong["model"] == model, "on_mimic"].astype(bool)
+        remarks.append(f"{model}: {own.sum()} of {len(own)} wrong lesions lie on a simulated lesion or vessel.")
+    page = evaluation.render(
+        sessions,
+        summary,
+        diameters[diameters["n"] > 0],
+        descriptions=tables.DESCRIPTIONS,
+        remarks=remarks,
+        versions={"bids_epvs": __version__},
+    )
+    return write.text(args.out / "evaluation.html", page)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; the exit code."""
+    args = parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        page = evaluate(args)
+    except EpvsError as error:
+        print(f"bids_epvs-evaluate: {error.message}", file=sys.stderr)
+        return error.exit_code
+    print(f"evaluation: {page}")
+    return 0

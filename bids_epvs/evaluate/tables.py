@@ -1,0 +1,83 @@
+"""Rows of all sessions to the tables of an evaluation: means with standard errors, agreement of counts and volumes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from bids_epvs.measure import agreement
+
+MEANS = (
+    *("sensitivity", "precision", "magnitude_accuracy", "f1", "dice", "volumetric_similarity", "auc", "hausdorff_mm"),
+    *("surface_1mm", "mahalanobis", "valdo_dice", "valdo_volume_mm3", "valdo_count"),
+)
+COMPARED = {"count": ("count_truth", "count_found"), "volume": ("volume_truth_mm3", "volume_found_mm3")}
+SPLITS = ("resolution", "mimics")
+DESCRIPTIONS = {
+    "sensitivity": "share of EPVS whose marker (voxel nearest to the centre of mass) has a voxel found within 1.5 mm",
+    "precision": "share of lesions found whose marker has an EPVS within 1.5 mm",
+    "magnitude_accuracy": "sqrt(sensitivity^2 + precision^2), at most 1.414",
+    "f1": "2 TP / (2 TP + FP + FN) over lesions",
+    "dice": "Dice of voxels",
+    "volumetric_similarity": "1 - |difference of volumes| / sum of volumes",
+    "auc": "area under the ROC curve over the voxels of the region",
+    "hausdorff_mm": "largest distance of a voxel of one mask to the other",
+    "surface_1mm": "share of both surfaces within 1 mm of the other",
+    "mahalanobis": "distance of the mean positions in units of the pooled covariance",
+    "valdo_dice": "mean Dice of the EPVS that are touched",
+    "valdo_volume_mm3": "absolute difference of volumes",
+    "valdo_count": "absolute difference of counts",
+    "icc_count": "ICC(2,1) of counts over sessions",
+    "icc_volume": "ICC(2,1) of volumes over sessions",
+    "ccc_count": "Lin's concordance of counts",
+    "ccc_volume": "Lin's concordance of volumes",
+    "pearson_count": "correlation of counts",
+    "pearson_volume": "correlation of volumes",
+    "bias_count": "mean of found - truth",
+    "bias_volume": "mean of found - truth, mm3",
+}
+
+
+def summary(sessions: pd.DataFrame) -> pd.DataFrame:
+    """A row for each method, region and part of the sessions: mean and standard error of each measure, agreement.
+
+    Parameters
+    ----------
+    sessions : DataFrame
+        Rows of `cases.rows`.
+
+    Returns
+    -------
+    DataFrame
+        ``part`` is ``all``, or a value of `SPLITS` where the sessions differ in it.
+    """
+    parts = [("all", sessions)]
+    for column in SPLITS:
+        values = sorted(set(sessions[column]))
+        if len(values) > 1:
+            parts += [(f"{column}: {v}", sessions[sessions[column] == v]) for v in values]
+    out = []
+    for part, own in parts:
+        for (model, region), rows in own.groupby(["model", "region"], sort=False):
+            out.append({"part": part, "model": model, "region": region, "n": len(rows), **_figures(rows)})
+    return pd.DataFrame(out)
+
+
+def _figures(rows: pd.DataFrame) -> dict[str, float]:
+    """Means, standard errors and agreement over sessions."""
+    out: dict[str, float] = {}
+    for name in MEANS:
+        values = rows[name].dropna().to_numpy(float)
+        out[name] = float(values.mean()) if values.size else float("nan")
+        out[f"{name}_se"] = float(stats.sem(values)) if values.size > 1 else float("nan")
+    for name, (truth, found) in COMPARED.items():
+        x, y = rows[found].to_numpy(float), rows[truth].to_numpy(float)
+        absolute = agreement.icc(np.column_stack([x, y]))
+        out |= {f"icc_{name}": absolute.value, f"icc_{name}_low": absolute.low, f"icc_{name}_high": absolute.high}
+        out[f"ccc_{name}"] = agreement.ccc(x, y).value
+        varied = len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0
+        out[f"pearson_{name}"] = float(np.corrcoef(x, y)[0, 1]) if varied else float("nan")
+        limits = agreement.bland_altman(x, y)
+        out |= {f"bias_{name}": limits.bias.value, f"limit_low_{name}": limits.low, f"limit_high_{name}": limits.high}
+    return out

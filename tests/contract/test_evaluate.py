@@ -1,0 +1,130 @@
+"""``bids_epvs-evaluate`` on a dataset small enough to count by hand."""
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from bids_epvs.evaluate.command import main
+
+SHAPE, AFFINE = (24, 20, 8), np.diag([-1.0, 1.0, 2.0, 1.0])
+
+
+def image(path, data, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(data.astype(np.float32 if data.dtype.kind == "f" else np.uint8), affine), path)
+
+
+def tube(data, value, x, y, z, length=5):
+    data[x : x + length, y, z] = value
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Two subjects: three EPVS each, one of them hardly visible; ``good`` finds two, ``bad`` one wrong lesion."""
+    for number in ("01", "02"):
+        truth, out = (tmp_path / n / f"sub-{number}" / "anat" / f"sub-{number}" for n in ("truth", "out"))
+        share, lesions, regions = np.zeros(SHAPE), np.zeros(SHAPE, int), np.full(SHAPE, 3)
+        regions[12:] = 1
+        for index, (x, y, z, amount) in enumerate([(2, 4, 2, 0.9), (14, 10, 4, 0.8), (2, 15, 6, 0.2)], start=1):
+            tube(lesions, index, x, y, z)
+            tube(share, amount, x, y, z)
+        image(truth.with_name(truth.name + "_label-EPVS_probseg.nii.gz"), share)
+        image(truth.with_name(truth.name + "_label-EPVS_mask.nii.gz"), (share >= 0.5).astype(int))
+        image(truth.with_name(truth.name + "_label-EPVS_desc-instances_dseg.nii.gz"), lesions)
+        image(truth.with_name(truth.name + "_seg-epvs_dseg.nii.gz"), regions)
+        mimic = np.zeros(SHAPE, int)
+        tube(mimic, 1, 15, 2, 1)
+        image(truth.with_name(truth.name + "_desc-mimics_dseg.nii.gz"), mimic)
+        rows = {"index": [1, 2, 3], "width_mean_mm": [0.9, 1.6, 0.5]}
+        pd.DataFrame(rows).to_csv(f"{truth}_desc-truth_epvs.tsv", sep="\t", index=False)
+        good, bad = np.zeros(SHAPE, int), np.zeros(SHAPE, int)
+        tube(good, 1, 2, 4, 2)
+        tube(good, 2, 14, 10, 4)
+        tube(bad, 1, 15, 2, 1)
+        for name, found in (("good", good), ("bad", bad)):
+            image(out.with_name(f"{out.name}_label-EPVS_desc-{name}_mask.nii.gz"), (found > 0).astype(int))
+        image(out.with_name(f"{out.name}_label-EPVS_desc-good_probseg.nii.gz"), (good > 0) * 0.9)
+        noisy = 100 + 200 * share + np.random.default_rng(1).normal(0, 5, SHAPE)
+        image(out.with_name(f"{out.name}_desc-preproc_T2w.nii.gz"), noisy)
+    return tmp_path
+
+
+def run(dataset, *options):
+    return main([str(dataset / "truth"), str(dataset / "out"), str(dataset / "evaluation"), *options])
+
+
+def read(dataset, name="evaluation"):
+    return pd.read_csv(dataset / "evaluation" / f"{name}.tsv", sep="\t", na_values="n/a")
+
+
+def test_tables_hold_what_was_put_in(dataset):
+    assert run(dataset) == 0
+    table = read(dataset).set_index(["part", "model", "region"])
+    good, bad = table.loc[("all", "good", "all")], table.loc[("all", "bad", "all")]
+    assert (good["n"], good["sensitivity"], good["precision"], good["f1"], good["dice"], good["auc"]) == (
+        2,
+        1,
+        1,
+        1,
+        1,
+        1,
+    )
+    assert (bad["sensitivity"], bad["precision"], bad["f1"], bad["dice"]) == (0, 0, 0, 0)
+    assert np.isnan(bad["auc"])
+    assert bad["bias_count"] == -1
+    assert bad["bias_volume"] == -5 * 2
+    assert table.loc[("all", "good", "BasalGanglia"), "sensitivity"] == 1
+    assert table.loc[("all", "bad", "CentrumSemiovale"), "f1"] == 0
+    sessions = read(dataset, "evaluation_sessions")
+    assert sessions["contrast_to_noise"].between(15, 60).all()
+    assert set(sessions["resolution"]) == {"thick"}
+    assert set(sessions["mimics"]) == {"with"}
+    classes = read(dataset, "evaluation_diameters").set_index(["model", "diameter_mm"])
+    assert classes.loc[("good", "1.5 and more"), "sensitivity"] == 1
+    assert classes.loc[("bad", "0.8-1"), "found"] == 0
+    assert classes.loc[("good", "0-0.8"), "n"] == 0, "what hardly shows is not expected"
+
+
+def test_the_page_says_that_truth_was_simulated_and_what_misled(dataset):
+    assert run(dataset, "--nprocs", "2") == 0
+    page = (dataset / "evaluation" / "evaluation.html").read_text()
+    assert "The truth was simulated" in page
+    assert "bad: 2 of 2 wrong lesions lie on a simulated lesion or vessel" in page
+    assert page.count("<svg") == 4
+    assert "<script src" not in page and '<img src="http' not in page
+
+
+def test_a_manual_mask_alone_is_truth_enough(dataset):
+    for path in dataset.glob("truth/**/*"):
+        if path.is_file() and not path.name.endswith("_label-EPVS_mask.nii.gz") and "seg-epvs" not in path.name:
+            path.unlink()
+    assert run(dataset, "--models", "good", "--participant-label", "sub-02") == 0
+    table = read(dataset)
+    assert set(table["model"]) == {"good"}
+    assert table["n"].max() == 1
+    assert "The truth was simulated" not in (dataset / "evaluation" / "evaluation.html").read_text()
+
+
+def test_what_cannot_be_compared_is_refused(dataset, capsys):
+    assert run(dataset, "--models", "perfect") == 64
+    assert "no results of perfect. There are: bad, good" in capsys.readouterr().err
+    assert run(dataset, "--participant-label", "99") == 66
+    image(dataset / "out/sub-01/anat/sub-01_label-EPVS_desc-good_mask.nii.gz", np.zeros((24, 20, 9), int))
+    assert run(dataset) == 65
+    assert "another grid" in capsys.readouterr().err
+    for path in dataset.glob("out/**/*_mask.nii.gz"):
+        path.unlink()
+    assert run(dataset) == 66
+    assert "run the participant level first" in capsys.readouterr().err
+
+
+def test_the_grid_may_be_stored_in_any_order(dataset):
+    run(dataset)
+    before = read(dataset)
+    for path in dataset.glob("out/**/*.nii.gz"):
+        stored = nib.load(path)
+        turned = stored.as_reoriented(nib.orientations.axcodes2ornt("SRA"))
+        nib.save(nib.Nifti1Image(np.asarray(turned.dataobj), turned.affine), path)
+    run(dataset)
+    pd.testing.assert_frame_equal(before, read(dataset))
