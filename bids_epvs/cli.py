@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     how = p.add_argument_group("what to compute")
     _add(how, "--models", nargs="+", metavar="NAME", help="methods (default: all that have weights)")
     _add(how, "--regions", nargs="+", metavar="NAME", help=f"of {', '.join(REGION_NAMES)}")
+    _add(how, "--regions-from", metavar="SOURCE", help="network (default) or atlas (slower, needs no TensorFlow)")
     _add(how, "--weights", nargs="+", metavar="NAME=FILE", help="other weights than the shipped ones")
     _add(how, "--weights-dir", type=Path, metavar="DIR", help="directory with weights")
     _add(

@@ -129,10 +129,21 @@ def configure(verbose: int) -> None:
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
 
 
+THREADS = (
+    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
+    *("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"),
+)
+
+
 def configure_worker(settings: Settings, run: Run) -> None:
-    """Logging and thread counts of the process that runs a subject; the log file is shared by all subjects."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    """Logging, thread counts and device of the process that runs a subject; the log file is shared by all subjects.
+
+    All of it is read when a library loads, which happens later and only where it is needed.
+    """
+    for name in THREADS:
         os.environ.setdefault(name, str(settings.omp_nthreads))
+    if settings.device != "auto":
+        os.environ["CUDA_VISIBLE_DEVICES"] = {"cpu": "-1", "cuda": "0"}.get(settings.device, settings.device[5:])
     if not logging.getLogger().handlers:
         configure(settings.verbose)
     root = logging.getLogger("bids_epvs")

@@ -30,7 +30,7 @@ from bids_epvs import __version__, logs, stages
 from bids_epvs.derivatives import paths, write
 from bids_epvs.errors import EpvsError, NothingToDoError, TemporaryError, UsageError
 from bids_epvs.inputs import query
-from bids_epvs.models import MODELS, load
+from bids_epvs.models import MODELS, load, parcellation
 from bids_epvs.prepare.regions import NAMES
 from bids_epvs.prepare.template import space_grid
 from bids_epvs.records import Outcome, Scan
@@ -57,7 +57,7 @@ def check(settings: Settings) -> None:
         if name not in NAMES:
             raise UsageError(f"no region {name!r}.", where="--regions", remedy=f"Choose from: {', '.join(NAMES)}.")
     for name in settings.weights:
-        if load(name).weights is None:
+        if name != parcellation.NAME and load(name).weights is None:
             raise UsageError(f"model {name} uses no weights.", where="--weights")
     for space in settings.output_spaces:
         if space != "T2w":

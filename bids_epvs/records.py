@@ -80,6 +80,8 @@ class Prepared:
         ``ventricle_top``; absent where the scan does not cover them.
     hemisphere : ndarray of uint8
         1 left, 2 right of the midsagittal plane.
+    confidence : mapping
+        Expected Dice of each region, by its full name; empty where no network found them.
     notes : tuple of str
         Quality warnings.
     """
@@ -92,6 +94,7 @@ class Prepared:
     native: Nifti1Image
     slices: Mapping[str, int]
     hemisphere: np.ndarray
+    confidence: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property

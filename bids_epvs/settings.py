@@ -21,6 +21,9 @@ class Settings:
     ----------
     min_volume_mm3, max_volume_mm3 : float
         EPVS outside this range of volumes are not counted.
+    regions_from : str
+        Where brain, tissues and regions come from: ``network`` (`models.parcellation`) or ``atlas`` (deformed onto the
+        T2w). A segmentation given in `derivatives` wins over both.
     registration : str
         ``deformable`` (affine, then 2 mm SyN) or ``affine``.
     """
@@ -55,6 +58,7 @@ class Settings:
     verbose: int = 0
     min_volume_mm3: float = 0.5
     max_volume_mm3: float = 400.0
+    regions_from: str = "network"
     registration: str = "deformable"
 
     def __post_init__(self) -> None:
@@ -68,6 +72,8 @@ class Settings:
             raise UsageError(f"expected a positive number, received {self.mem_gb}.", where="--mem-gb")
         if self.max_volume_mm3 <= self.min_volume_mm3:
             raise UsageError("the largest volume must exceed the smallest.", where="max_volume_mm3")
+        if self.regions_from not in ("network", "atlas"):
+            raise UsageError(f"expected network or atlas, received {self.regions_from!r}.", where="--regions-from")
         if self.registration not in ("deformable", "affine"):
             raise UsageError(f"expected deformable or affine, received {self.registration!r}.", where="registration")
         kind, _, number = self.device.partition(":")

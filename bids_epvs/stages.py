@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from bids_epvs.inputs.query import find_segmentation
 from bids_epvs.logs import versions
 from bids_epvs.measure import lesions as measure_lesions
 from bids_epvs.measure import ratings
-from bids_epvs.models import MODELS, load
+from bids_epvs.models import MODELS, load, parcellation
 from bids_epvs.prepare.regions import NAMES, REGIONS
 from bids_epvs.prepare.resample import canonical, to_canonical, to_native, voxel_spacing
 from bids_epvs.prepare.template import SPACE
@@ -85,9 +85,12 @@ def clean(scan: Scan, settings: Settings) -> None:
 
 def preparation(scan: Scan, settings: Settings, keys: Mapping[str, str], note: dict) -> str:
     """Stage 2: bias, registration, brain, regions."""
-    key = write.digest(
-        {"stage": "prepare", "version": __version__, "inputs": keys, "registration": settings.registration}
-    )
+    content = {"stage": "prepare", "version": __version__, "inputs": keys, "registration": settings.registration}
+    segmentation = find_segmentation(scan, settings.derivatives)
+    network = settings.regions_from == "network" and not segmentation
+    if network:
+        content["network"] = parcellation.identity(settings.weights.get(parcellation.NAME))
+    key = write.digest(content)
     files = [*images(scan, settings).values(), *anatomy(scan, settings).values(), transform(scan, settings)]
     if settings.resume and write.is_current(files, key):
         note["reused"] = True
@@ -96,7 +99,6 @@ def preparation(scan: Scan, settings: Settings, keys: Mapping[str, str], note: d
     from bids_epvs.prepare.session import prepare
 
     loaded = {name: load_image(path) for name, path in scan.files.items()}
-    segmentation = find_segmentation(scan, settings.derivatives)
     logger.info("%s: computing preparation", scan.label)
     result = prepare(
         {name: item.image for name, item in loaded.items()},
@@ -104,12 +106,19 @@ def preparation(scan: Scan, settings: Settings, keys: Mapping[str, str], note: d
         registration=settings.registration,
         segmentation=nib.load(segmentation) if segmentation else None,
         segmentation_space="T2w" if segmentation and "space-T2w" in segmentation.name else "T1w",
+        parcellate=_parcellate(settings) if network else None,
     )
     notes = [f"{scan.files[n].name}: {text}" for n, item in loaded.items() for text in item.notes] + list(result.notes)
     _write_preparation(scan, settings, result, key, notes, loaded["T2w"].image)
     if settings.work_dir is None:
         clean(scan, settings)
     return key
+
+
+def _parcellate(settings: Settings) -> Callable[..., Any]:
+    """The parcellation network as a function of images and pose."""
+    model = parcellation.network(settings.weights.get(parcellation.NAME))
+    return lambda images, to_template: parcellation.predict(images, to_template, model=model)
 
 
 def _sources(scan: Scan, settings: Settings, *names: str) -> list[str]:
@@ -161,11 +170,12 @@ def _write_preparation(scan: Scan, settings: Settings, result: Any, key: str, no
             **source,
             "Manual": False,
             "Description": "regions in which EPVS are counted, by hemisphere",
-            "Atlas": "packaged" if not find_segmentation(scan, settings.derivatives) else "given with -d",
+            "Atlas": "given with -d" if find_segmentation(scan, settings.derivatives) else settings.regions_from,
             "CanonicalVoxelToTemplate": result.to_template.round(6).tolist(),
             "RatingSlices": dict(result.slices),
             "BrainVolume_mm3": float(result.anatomy.brain.sum() * np.prod(spacing)),
             "TemplateCorrelation": round(result.alignment.similarity, 4),
+            "RegionConfidence": {k: round(v, 3) for k, v in result.confidence.items()},
             "QualityNotes": notes,
         },
     )
@@ -192,6 +202,7 @@ def read_prepared(scan: Scan, settings: Settings) -> Prepared:
         native=nib.Nifti1Image(np.zeros(native.shape, np.uint8), native.affine),
         slices=about["RatingSlices"],
         hemisphere=hemispheres(found.shape, np.asarray(about["CanonicalVoxelToTemplate"])),
+        confidence=about["RegionConfidence"],
         notes=tuple(about["QualityNotes"]),
     )
 

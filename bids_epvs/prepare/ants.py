@@ -157,6 +157,17 @@ def register(
         return _keep(result, work_dir=Path(work_dir), kind=kind)
 
 
+def identity(work_dir: Path) -> Transform:
+    """A transform that moves nothing, as a file."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    step = ants.new_ants_transform(dimension=3, transform_type="AffineTransform")
+    step.set_parameters([*np.eye(3).ravel(), 0.0, 0.0, 0.0])
+    step.set_fixed_parameters([0.0, 0.0, 0.0])
+    path = work_dir / "identity.mat"
+    ants.write_transform(step, str(path))
+    return Transform((path,), (path,), (True,))
+
+
 def _keep(result: dict, *, work_dir: Path, kind: str) -> Transform:
     """Move the files of a finished registration to the work directory."""
     work_dir.mkdir(parents=True, exist_ok=True)

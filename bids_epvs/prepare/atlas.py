@@ -43,6 +43,22 @@ def head(contrast: str, *, brain_only: bool = False) -> Nifti1Image:
     return nib.Nifti1Image(out, atlas.affine)
 
 
+STRUCTURE_LOOK = {"WM": 0.3, "GM": 0.55, "DGM": 0.8, "Pallidum": 0.9, "CSF": 1.0}
+"""Intensities that tell structures apart, to align two sets of structures."""
+
+
+@cache
+def structures() -> Nifti1Image:
+    """A brain in template space drawn with `STRUCTURE_LOOK`, float32, 1.5 mm."""
+    source = probabilities()
+    data = np.asarray(source.dataobj)
+    out = np.zeros(data.shape[:3], np.float32)
+    for k, entry in enumerate(ATLAS_LABELS.values()):
+        if entry.brain:
+            out += data[..., k] * np.float32(STRUCTURE_LOOK[entry.tissue] / 255)
+    return nib.Nifti1Image(out, source.affine)
+
+
 def volumes(*names: str) -> list[int]:
     """Volume numbers of the labels whose name ends with one of `names`."""
     return [k for k, e in enumerate(ATLAS_LABELS.values()) if e.name.endswith(names)]

@@ -30,6 +30,8 @@ SMOOTH_MM = 0.8
 """Standard deviation (mm) of the smoothing of label scores along axes with small voxels."""
 _CLASSES = ("CSF", "GM", "WM", "DGM")
 _CLASS_OF = {"CSF": "CSF", "GM": "GM", "WM": "WM", "DGM": "DGM", "Pallidum": "DGM"}
+MIXED = (7, 46, 8, 47, 16, 28, 60)
+"""Labels that hold several tissues, or one unlike the cerebrum's: intensities do not decide about them."""
 _INDICES = np.array(list(ATLAS_LABELS), np.int16)
 _IN_SKULL = np.array([e.brain for e in ATLAS_LABELS.values()])
 
@@ -48,6 +50,36 @@ class Anatomy:
 
     labels: np.ndarray
     brain: np.ndarray
+
+
+@dataclass(frozen=True)
+class Parcels:
+    """What a network says about the structures of a head that was brought into the pose of the template.
+
+    Attributes
+    ----------
+    probability : Nifti1Image
+        (X, Y, Z, labels), float32, template millimetres; what is missing to 1 is background.
+    labels : tuple of int
+        FreeSurfer index of each volume.
+    """
+
+    probability: Nifti1Image
+    labels: tuple[int, ...]
+
+    def expected_dice(self) -> dict[int, float]:
+        """Dice of each structure with a truth drawn from the probabilities: a quality score, 1 where all is certain.
+
+        For the voxels M where structure k is the most probable, with probabilities p: 2 sum_M p / (\\|M\\| + sum p).
+        """
+        data = np.asarray(self.probability.dataobj)
+        best = np.where(2 * data.max(axis=-1) > data.sum(axis=-1), np.argmax(data, axis=-1), -1)
+        out = {}
+        for k, label in enumerate(self.labels):
+            own = best == k
+            total = float(own.sum() + data[..., k].sum())
+            out[label] = 2 * float(data[..., k][own].sum()) / total if total > 1 else 0.0
+        return out
 
 
 def work_grid(image: Nifti1Image) -> Nifti1Image:
@@ -123,7 +155,8 @@ def brain_mask(inside: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
 def tissue_posteriors(images: Sequence[Nifti1Image], mask: np.ndarray, prior: np.ndarray) -> dict[str, np.ndarray]:
     """Posterior of each tissue class from intensities and atlas priors.
 
-    Expectation maximisation of one Gaussian a class over the sequences together, weighted by the priors at each voxel.
+    Expectation maximisation of one Gaussian a class over the sequences together, weighted by the priors at each voxel;
+    where `MIXED` labels prevail the prior stays.
 
     References
     ----------
@@ -131,11 +164,13 @@ def tissue_posteriors(images: Sequence[Nifti1Image], mask: np.ndarray, prior: np
     """
     kinds = [_CLASS_OF.get(e.tissue) if e.brain else None for e in ATLAS_LABELS.values()]
     inside = prior[mask]
+    clear = inside[:, np.isin(_INDICES, MIXED)].sum(axis=1) < 0.5
     weights = np.stack([inside[:, [k for k, c in enumerate(kinds) if c == name]].sum(-1) for name in _CLASSES], 1)
     weights = np.maximum(weights, 1e-3)
     weights /= weights.sum(axis=1, keepdims=True)
     values = np.stack([_scaled(i, mask) for i in images], axis=1)
-    found = expectation_maximisation(values.astype(np.float64), weights.astype(np.float64))
+    found = weights.copy()
+    found[clear] = expectation_maximisation(values[clear].astype(np.float64), weights[clear].astype(np.float64))
     out = {}
     for k, name in enumerate(_CLASSES):
         out[name] = np.zeros(mask.shape, np.float32)
@@ -187,19 +222,21 @@ def label_map(
 ) -> np.ndarray:
     """Most probable label: prior of the label, reweighted by posterior over prior of its tissue (int16).
 
-    Cortex and deep grey matter share one weight: their intensities overlap, so the atlas decides between them. The
-    scores are smoothed by `SMOOTH_MM`, so that noise makes no islands.
+    Cortex and deep grey matter share one weight: their intensities overlap, so the prior decides between them. `MIXED`
+    labels keep their prior. The scores are smoothed by `SMOOTH_MM`, so that noise makes no islands.
     """
     sigma = [SMOOTH_MM / s if s < 2 * SMOOTH_MM else 0.0 for s in spacing]
     kinds = [_CLASS_OF.get(e.tissue) if e.brain else None for e in ATLAS_LABELS.values()]
     best = np.full(mask.shape, -1.0, np.float32)
     out = np.zeros(mask.shape, np.int16)
+    rest = 1 - prior[..., np.isin(_INDICES, MIXED)].sum(axis=-1)
     for names in (("CSF",), ("GM", "DGM"), ("WM",)):
         members = [k for k, c in enumerate(kinds) if c in names]
         total = np.maximum(prior[..., members].sum(-1), 1e-3)
-        weight = sum(posterior[name] for name in names) / total
+        weight = rest * sum(posterior[name] for name in names) / total
         for k in members:
-            score = ndimage.gaussian_filter(prior[..., k] * weight, sigma, truncate=3)
+            own = prior[..., k] if _INDICES[k] in MIXED else prior[..., k] * weight
+            score = ndimage.gaussian_filter(own, sigma, truncate=3)
             better = mask & (score > best)
             best[better] = score[better]
             out[better] = _INDICES[k]
@@ -273,6 +310,45 @@ def from_atlas(images: Sequence[Nifti1Image], alignment: Alignment) -> Anatomy:
     as_image = nib.Nifti1Image(mask.astype(np.float32), grid.affine)
     brain = np.asarray(resample(as_image, full, antialias=False).dataobj) > 0.5
     fine = upsample_labels(labels, grid, full)
+    return Anatomy(np.where(brain, fine, 0).astype(np.int16), brain)
+
+
+def structure_look(parcels: Parcels) -> Nifti1Image:
+    """Structures of a scan drawn like `atlas.structures`, in template pose."""
+    data = np.asarray(parcels.probability.dataobj)
+    out = np.zeros(data.shape[:3], np.float32)
+    for k, index in enumerate(parcels.labels):
+        out += data[..., k] * np.float32(atlas.STRUCTURE_LOOK[ATLAS_LABELS[index].tissue])
+    return nib.Nifti1Image(out, parcels.probability.affine)
+
+
+def from_parcels(images: Sequence[Nifti1Image], parcels: Parcels, to_template: np.ndarray) -> Anatomy:
+    """Labels and brain mask from probabilities on a coarse grid, sharpened by the intensities of the scan.
+
+    Parameters
+    ----------
+    images : sequence of Nifti1Image
+        T2w first, then T1w where present; one grid, canonical frame, bias-corrected.
+    parcels : Parcels
+    to_template : ndarray
+        4 x 4, millimetres of the scan to those of `parcels`.
+    """
+    full = images[0]
+    grid = work_grid(full)
+    prior = np.zeros((*grid.shape[:3], len(ATLAS_LABELS)), np.float32)
+    data = np.asarray(parcels.probability.dataobj)
+    matrix = np.linalg.inv(parcels.probability.affine) @ to_template @ grid.affine
+    known = list(ATLAS_LABELS)
+    for k, index in enumerate(parcels.labels):
+        prior[..., known.index(index)] = affine_sample(data[..., k], matrix, grid.shape[:3], order=1)
+    spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
+    inside = prior.sum(axis=-1)
+    mask = brain_mask(inside, spacing)
+    posterior = tissue_posteriors([resample(i, grid) for i in images], mask, prior)
+    found = label_map(prior, posterior, mask, spacing)
+    smooth = nib.Nifti1Image(np.where(mask, np.maximum(inside, 0.51), np.minimum(inside, 0.49)), grid.affine)
+    brain = np.asarray(resample(smooth, full, antialias=False).dataobj) > 0.5
+    fine = upsample_labels(found, grid, full)
     return Anatomy(np.where(brain, fine, 0).astype(np.int16), brain)
 
 

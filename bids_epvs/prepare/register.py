@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,6 +86,31 @@ def template_to(image: Nifti1Image, *, contrast: str = "T2w", kind: str = "defor
             iterations=(40, 30, 6),
         )
     return Alignment(transform, matrix, stripped, _similarity(fixed, moving, transform))
+
+
+def deformed_onto_atlas(alignment: Alignment, looks: tuple[Nifti1Image, Nifti1Image], *, work_dir: Path) -> Alignment:
+    """The alignment with a deformation found between two pictures of the same structures, one drawn from the atlas.
+
+    Parameters
+    ----------
+    alignment : Alignment
+        Affine.
+    looks : tuple of Nifti1Image
+        The scan's structures in template pose (fixed), the atlas (moving); intensities mean the same in both.
+    work_dir : Path
+        For the transform files.
+    """
+    from bids_epvs.prepare import ants
+
+    still = ants.identity(work_dir)
+    warp = ants.register(
+        *looks, kind="deformable", work_dir=work_dir, initial=still, metric="meansquares", iterations=(30, 15, 0)
+    )
+    affine = alignment.transform
+    both = ants.Transform(
+        (*affine.forward, *warp.forward), (*warp.inverse, *affine.inverse), (*warp.invert, *affine.invert)
+    )
+    return replace(alignment, transform=both)
 
 
 def _clipped(image: Nifti1Image) -> Nifti1Image:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,8 @@ import nibabel as nib
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
 
-from bids_epvs.prepare import bias, brain, intensity, regions, register
+from bids_epvs.prepare import atlas, bias, brain, intensity, regions, register
+from bids_epvs.prepare.labels import mirrored
 from bids_epvs.prepare.resample import canonical, canonical_to_world, resample, voxel_spacing
 
 if TYPE_CHECKING:
@@ -20,7 +21,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Parcellate = Callable[[Sequence[Nifti1Image], np.ndarray], brain.Parcels]
 LOW_SIMILARITY = 0.4
+LOW_CONFIDENCE = 0.6
+STRUCTURES = {
+    "BasalGanglia": (11, 12, 13),
+    "CentrumSemiovale": (2,),
+    "Hippocampus": (17,),
+    "Midbrain": (16,),
+    "Thalamus": (10,),
+    "OtherWhiteMatter": (2,),
+}
+"""Left structures whose confidence a region has (the least certain one counts)."""
 STRONG_BIAS = 2.5
 
 
@@ -43,6 +55,8 @@ class Result:
     transforms : mapping
         Rigid transform between the T2w and each other sequence; its files live as long as the work directory.
     alignment : Alignment
+    confidence : mapping
+        Expected Dice of the structures of each region, by its full name; empty without a network.
     notes : tuple of str
         Quality warnings.
     """
@@ -55,6 +69,7 @@ class Result:
     slices: Mapping[str, int]
     transforms: Mapping[str, Transform]
     alignment: register.Alignment
+    confidence: Mapping[str, float]
     notes: tuple[str, ...]
 
 
@@ -65,6 +80,7 @@ def prepare(
     registration: str = "deformable",
     segmentation: Nifti1Image | None = None,
     segmentation_space: str = "T2w",
+    parcellate: Parcellate | None = None,
 ) -> Result:
     """Bias-correct, align, find brain, regions and fluid.
 
@@ -79,13 +95,16 @@ def prepare(
         Anatomical labels that replace the atlas, in the world space of one of the images.
     segmentation_space : str
         The image whose world space that is.
+    parcellate : callable, optional
+        A network: images of the T2w's grid and the affine to the template, to `brain.Parcels`; replaces the atlas.
     """
     native = images["T2w"]
     t2w = canonical(native)
     logger.info("preparation 1: bias field of the T2w at %g mm", bias.COARSE_MM)
     t2w, variation = bias.correct(t2w)
-    logger.info("preparation 2: template to T2w (%s)", registration)
-    alignment = register.template_to(t2w, kind=registration, work_dir=work_dir / "template")
+    kind = "affine" if parcellate else registration
+    logger.info("preparation 2: template to T2w (%s)", kind)
+    alignment = register.template_to(t2w, kind=kind, work_dir=work_dir / "template")
     aligned, transforms = {"T2w": t2w}, {}
     for name in (n for n in images if n != "T2w"):
         logger.info("preparation 3: %s to T2w (rigid)", name)
@@ -93,8 +112,18 @@ def prepare(
         turned = nib.Nifti1Image(np.asarray(bias.correct(turned)[0].dataobj), turned.affine)
         aligned[name], transforms[name] = register.onto(t2w, turned, work_dir=work_dir / name)
     logger.info("preparation 4: brain, tissues and labels")
-    if segmentation is None:
-        anatomy = brain.from_atlas([aligned[n] for n in ("T2w", "T1w") if n in aligned], alignment)
+    sure: Mapping[str, float] = {}
+    contrasts = [aligned[n] for n in ("T2w", "T1w") if n in aligned]
+    if parcellate:
+        parcels = parcellate(contrasts, alignment.to_template)
+        sure = confidence(parcels)
+        if registration == "deformable":
+            looks = brain.structure_look(parcels), atlas.structures()
+            alignment = register.deformed_onto_atlas(alignment, looks, work_dir=work_dir / "structures")
+    if segmentation is None and parcellate:
+        anatomy = brain.from_parcels(contrasts, parcels, alignment.to_template)
+    elif segmentation is None:
+        anatomy = brain.from_atlas(contrasts, alignment)
     else:
         moved = _in_frame(segmentation, native)
         anatomy = brain.from_segmentation(moved, t2w, transforms.get(segmentation_space))
@@ -108,8 +137,18 @@ def prepare(
     white, ventricles = np.isin(anatomy.labels, (2, 41)), np.isin(anatomy.labels, (4, 43))
     level = intensity.levels(data, white, ventricles)
     csf = intensity.large_fluid(data, anatomy.labels, spacing, level)
-    notes = quality_notes(alignment, variation, anatomy, found, spacing)
-    return Result(aligned, anatomy, found, csf, to_template, slices, transforms, alignment, notes)
+    notes = quality_notes(alignment, variation, anatomy, found, spacing, sure)
+    return Result(aligned, anatomy, found, csf, to_template, slices, transforms, alignment, sure, notes)
+
+
+def confidence(parcels: brain.Parcels) -> dict[str, float]:
+    """Least expected Dice of the structures of each region of each side (`STRUCTURES`), by full name."""
+    each = parcels.expected_dice()
+    out = {}
+    for region in regions.REGIONS.values():
+        left = STRUCTURES[region.name]
+        out[region.full_name] = min(each[i if region.side == "Left" else mirrored(i)] for i in left)
+    return out
 
 
 def _heights(points: Nifti1Image, t2w: Nifti1Image) -> dict[str, np.ndarray]:
@@ -145,6 +184,7 @@ def quality_notes(
     anatomy: brain.Anatomy,
     found: np.ndarray,
     spacing: tuple[float, ...],
+    sure: Mapping[str, float],
 ) -> tuple[str, ...]:
     """Warnings for the report, in words with numbers."""
     notes = []
@@ -160,6 +200,8 @@ def quality_notes(
     for index, region in regions.REGIONS.items():
         if not (found == index).any():
             notes.append(f"{region.full_name} is not in the scan")
+        elif sure.get(region.full_name, 1.0) < LOW_CONFIDENCE:
+            notes.append(f"{region.full_name} is uncertain (expected Dice {sure[region.full_name]:.2f}): check it")
     for name, axis in (("bottom", 0), ("top", -1)):
         if anatomy.brain[:, :, axis].sum() * spacing[0] * spacing[1] > 2000:
             notes.append(f"the scan cuts the brain at the {name}")

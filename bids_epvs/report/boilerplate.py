@@ -24,12 +24,22 @@ def methods(settings: Settings) -> str:
     names = settings.models or tuple(MODELS)
     used = " ".join(f"{load(n).title} ({load(n).citation})" for n in names)
     warp = "affine and SyN (2 mm)" if settings.registration == "deformable" else "affine"
+    if settings.regions_from == "network":
+        anatomy = (
+            f"Brain, tissues and regions were found by a 3-D U-Net on a 2 mm grid, trained on simulated contrasts of "
+            f"label maps of real people (after Billot et al.), in the pose of ICBM152 2009a symmetric (ANTs, {warp}); "
+            f"their borders were sharpened by expectation maximisation with its probabilities as prior. "
+        )
+    else:
+        anatomy = (
+            f"A head made from label maps of real people in ICBM152 2009a symmetric space, with T2w-like contrast, was "
+            f"registered to the T2w ({warp}, ANTs), and tissues were classified by expectation maximisation with the "
+            f"atlas as prior. "
+        )
     return (
         f"Enlarged perivascular spaces (EPVS) were measured with bids_epvs {__version__}. The T2w image was corrected "
-        f"for intensity inhomogeneity with N4 estimated at 2 mm; further sequences were aligned with it rigidly. A "
-        f"head made from label maps of real people in ICBM152 2009a symmetric space, with T2w-like contrast, was "
-        f"registered to the T2w ({warp}, ANTs), and tissues were classified by "
-        f"expectation maximisation with the atlas as prior. "
+        f"for intensity inhomogeneity with N4 estimated at 2 mm; further sequences were aligned with it rigidly. "
+        f"{anatomy}"
         f"EPVS were segmented in native space with: {used} Connected voxels (26-neighbourhood) of "
         f"{settings.min_volume_mm3:g}-{settings.max_volume_mm3:g} mm3 were counted as one EPVS and assigned to the "
         f"region and hemisphere holding most of its voxels. Ratings follow Potter et al. and counts in named slices "

@@ -112,6 +112,7 @@ def _session(view: View, pictures: dict[str, bytes]) -> dict:
         "sources": view.sources,
         "skipped": view.scan.notes,
         "notes": view.prepared.notes if view.prepared else (),
+        "confidence": view.prepared.confidence if view.prepared else {},
         "tables": [],
         "mosaic": None,
         "decisions": [],

@@ -49,13 +49,21 @@ def t1w_like(labels: np.ndarray) -> np.ndarray:
     return out
 
 
+def atlas_grid() -> Nifti1Image:
+    """The template's field of view at `SPACING_MM`, symmetric about x = 0, so that it can be mirrored by its voxels."""
+    grid = iso_grid(icbm152("T1w"), SPACING_MM)
+    affine = grid.affine.copy()
+    affine[0, 3] = -SPACING_MM * (grid.shape[0] - 1) / 2
+    return nib.Nifti1Image(np.zeros(grid.shape, np.uint8), affine)
+
+
 def votes(path: Path) -> np.ndarray:
     """Soft votes of one label map in template space, float32 (X, Y, Z, labels)."""
     from bids_epvs.prepare import ants
 
     source = nib.load(path)
     labels = simplify(np.asarray(source.dataobj))
-    grid = iso_grid(icbm152("T1w"), SPACING_MM)
+    grid = atlas_grid()
     template = resample(icbm152("T1w"), grid)
     head = nib.Nifti1Image(t1w_like(labels), source.affine)
     brain = resample(head, iso_grid(head, SPACING_MM))
@@ -93,7 +101,7 @@ def build(labelmaps: Path, *, processes: int = 2) -> Nifti1Image:
             total = both if total is None else total + both
     assert total is not None  # ATLAS_SUBJECTS is not empty
     mean = total / (2 * len(files))
-    grid = iso_grid(icbm152("T1w"), SPACING_MM)
+    grid = atlas_grid()
     return nib.Nifti1Image(np.round(mean * 255).astype(np.uint8), grid.affine)
 
 

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 
 import pytest
 
@@ -55,3 +56,14 @@ def test_a_bar_on_a_terminal(monkeypatch):
         watch.stage("sub-01", "preparation")
         watch.done(Outcome("sub-01"))
     assert "sub-01 done" in terminal.getvalue() and "1/1" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(("device", "visible"), [("cpu", "-1"), ("cuda", "0"), ("cuda:3", "3"), ("auto", None)])
+def test_a_worker_sees_the_device_and_threads_asked_for(tmp_path, monkeypatch, device, visible):
+    for name in ("CUDA_VISIBLE_DEVICES", *logs.THREADS):
+        monkeypatch.setenv(name, "untouched")  # so that they are restored afterwards
+        monkeypatch.delenv(name)
+    settings = Settings(output_dir=tmp_path, device=device, omp_nthreads=3)
+    logs.configure_worker(settings, logs.start(settings))
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
+    assert all(os.environ[name] == "3" for name in logs.THREADS)

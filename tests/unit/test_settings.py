@@ -53,6 +53,7 @@ def test_absent_toml(tmp_path):
         ({"mem_gb": -1.0}, "positive"),
         ({"max_volume_mm3": 0.1}, "largest volume"),
         ({"registration": "rigid"}, "deformable or affine"),
+        ({"regions_from": "guess"}, "network or atlas"),
         ({"device": "tpu"}, "cuda"),
         ({"device": "cpu:1"}, "cuda"),
     ],

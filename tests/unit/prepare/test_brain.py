@@ -4,6 +4,7 @@ import pytest
 
 from bids_epvs.errors import DataError
 from bids_epvs.prepare import brain
+from bids_epvs.prepare.labels import ATLAS_LABELS
 
 
 def test_expectation_maximisation_recovers_overlapping_classes(rng):
@@ -62,3 +63,16 @@ def test_a_segmentation_elsewhere_is_refused():
     far[:3, 3] = 500
     with pytest.raises(DataError, match="no white matter"):
         brain.from_segmentation(nib.Nifti1Image(np.full((9, 9, 9), 2, np.int32), far), t2w, None)
+
+
+def test_intensities_do_not_decide_about_mixed_labels():
+    known = list(ATLAS_LABELS)
+    prior = np.zeros((6, 6, 6, len(known)), np.float32)
+    prior[..., known.index(16)], prior[..., known.index(10)] = 0.9, 0.1
+    prior[3:, ..., known.index(16)], prior[3:, ..., known.index(2)] = 0, 0.9
+    mask = np.ones((6, 6, 6), bool)
+    posterior = {name: np.zeros(mask.shape, np.float32) for name in ("CSF", "GM", "WM", "DGM")}
+    posterior["DGM"][:] = 1  # all looks like deep grey matter
+    labels = brain.label_map(prior, posterior, mask, (4.0, 4.0, 4.0))
+    assert (labels[:3] == 16).all(), "the brainstem keeps its place"
+    assert (labels[3:] == 10).all(), "white matter does not"

@@ -1,0 +1,60 @@
+"""Parts of networks that several methods share, written with Keras layers alone (any backend)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from keras import layers, ops
+
+
+def convolve(x: Any, filters: int, *, size: int = 3) -> Any:
+    """3-D convolution, instance normalisation, leaky ReLU; channels last."""
+    x = layers.Conv3D(filters, size, padding="same", use_bias=False)(x)
+    x = layers.GroupNormalization(groups=-1, epsilon=1e-5)(x)
+    return layers.LeakyReLU(0.1)(x)
+
+
+def unet(x: Any, widths: Sequence[int], *, depth: int = 2) -> Any:
+    """Encoder and decoder with skips; returns the features at full resolution.
+
+    Parameters
+    ----------
+    x : KerasTensor
+        (batch, X, Y, Z, channels), sides divisible by ``2 ** (len(widths) - 1)``.
+    widths : sequence of int
+        Filters of each level, finest first.
+    depth : int
+        Convolutions a level, on the way down and on the way up.
+
+    References
+    ----------
+    Ronneberger et al. 2015, doi:10.1007/978-3-319-24574-4_28; instance normalisation as Isensee et al. 2021,
+    doi:10.1038/s41592-020-01008-z.
+    """
+    skips = []
+    for level, filters in enumerate(widths):
+        if level:
+            x = layers.MaxPooling3D(2)(x)
+        for _ in range(depth):
+            x = convolve(x, filters)
+        skips.append(x)
+    for level in range(len(widths) - 2, -1, -1):
+        x = layers.Concatenate()([layers.UpSampling3D(2)(x), skips[level]])
+        for _ in range(depth):
+            x = convolve(x, widths[level])
+    return x
+
+
+def space_to_depth(x: Any) -> Any:
+    """(batch, X, Y, Z, channels) to half the grid with eight times the channels."""
+    _, a, b, c, n = x.shape
+    x = ops.reshape(x, (-1, a // 2, 2, b // 2, 2, c // 2, 2, n))
+    return ops.reshape(ops.transpose(x, (0, 1, 3, 5, 2, 4, 6, 7)), (-1, a // 2, b // 2, c // 2, 8 * n))
+
+
+def depth_to_space(x: Any) -> Any:
+    """The inverse of `space_to_depth`."""
+    _, a, b, c, n = x.shape
+    x = ops.reshape(x, (-1, a, b, c, 2, 2, 2, n // 8))
+    return ops.reshape(ops.transpose(x, (0, 1, 4, 2, 5, 3, 6, 7)), (-1, 2 * a, 2 * b, 2 * c, n // 8))

@@ -1,0 +1,385 @@
+"""Brain, tissues and regions from one image of any contrast: a 3-D U-Net that refines the affinely aligned atlas.
+
+The head is brought into the pose of the template (the affine of `prepare.register`) and sampled at 2 mm. One network
+sees one half of it and a strip beyond the midline; right halves are mirrored, so left and right can never be
+exchanged. It gets the intensities and the probabilities of the atlas at each voxel, and corrects the logarithm of the
+latter.
+
+The idea of training on simulated contrasts of real label maps is that of SynthSeg (Billot et al. 2023,
+doi:10.1016/j.media.2023.102789).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from nibabel.nifti1 import Nifti1Image
+from scipy import ndimage
+
+from bids_epvs.errors import UsageError
+from bids_epvs.models.spec import Weights
+from bids_epvs.prepare import atlas
+from bids_epvs.prepare.brain import Parcels
+from bids_epvs.prepare.labels import ATLAS_LABELS, mirrored
+from bids_epvs.prepare.resample import resample
+
+if TYPE_CHECKING:
+    import keras
+
+NAME = "parcellation"
+"""Name on the command line (``--weights parcellation=FILE``)."""
+WEIGHTS = Weights(
+    file="parcellation.npz",
+    sha256="51471791608005264d06fa2d4181b544350a3c98ba1490d1ad58abf51b41203a",
+    licence="Apache-2.0",
+    trained_on="simulated images of twelve label maps (see parcellation.json beside the weights)",
+)
+SPACING_MM = 2.0
+SHAPE = (80, 96, 80)
+"""Voxels of the whole grid along R, A, S."""
+HALF = 48
+"""Voxels of a half along R: its own 40 and 8 beyond the midline."""
+ORIGIN_MM = (-79.0, -112.0, -75.0)
+"""Centre of the first voxel in template millimetres; the grid is symmetric about x = 0."""
+RIGHT = 32
+"""Added to a class's number for the right side, where both sides are stored together."""
+
+
+class Structure(NamedTuple):
+    """One class of the network.
+
+    Attributes
+    ----------
+    name : str
+    labels : tuple of int
+        FreeSurfer indices it is trained on, left side or midline; the first is what it becomes.
+    midline : bool
+        Whether both halves share it.
+    """
+
+    name: str
+    labels: tuple[int, ...]
+    midline: bool = False
+
+
+CLASSES = (
+    Structure("Background", (), midline=True),
+    Structure("CerebralWhiteMatter", (2,)),
+    Structure("CerebralCortex", (3,)),
+    Structure("LateralVentricle", (4,)),
+    Structure("OtherCSF", (24, 14, 15), midline=True),
+    Structure("Caudate", (11,)),
+    Structure("Putamen", (12,)),
+    Structure("Pallidum", (13,)),
+    Structure("Accumbens", (26,)),
+    Structure("Thalamus", (10,)),
+    Structure("VentralDC", (28,)),
+    Structure("Hippocampus", (17,)),
+    Structure("Amygdala", (18,)),
+    Structure("Brainstem", (16,), midline=True),
+    Structure("Cerebellum", (8, 7)),
+    Structure("WhiteMatterLesion", (25,)),
+    Structure("OtherSide", ()),
+)
+"""What the network tells apart in a left half; the last class is every paired structure of the right side."""
+NAMES = tuple(c.name for c in CLASSES)
+OTHER_SIDE = len(CLASSES) - 1
+_LESION_RIGHT = 57
+
+
+def grid() -> Nifti1Image:
+    """The whole grid in template space (no voxels)."""
+    affine = np.diag([SPACING_MM] * 3 + [1.0])
+    affine[:3, 3] = ORIGIN_MM
+    return nib.Nifti1Image(np.broadcast_to(np.uint8(0), SHAPE), affine)
+
+
+@cache
+def codes() -> np.ndarray:
+    """FreeSurfer index -> class number, plus `RIGHT` for the paired structures of the right side (uint8, 1024)."""
+    table = np.zeros(1024, np.uint8)
+    for number, structure in enumerate(CLASSES):
+        for index in structure.labels:
+            table[index] = number
+            if not structure.midline:
+                table[_LESION_RIGHT if index == 25 else mirrored(index)] = number + RIGHT
+    return table
+
+
+def halves(volume: np.ndarray) -> np.ndarray:
+    """Left half and mirrored right half of an array on the grid (or a multiple of it), (2, HALF, Y, Z, ...)."""
+    n = HALF * volume.shape[0] // SHAPE[0]
+    return np.stack([volume[:n], volume[::-1][:n]])
+
+
+def half_codes(stored: np.ndarray) -> np.ndarray:
+    """Class numbers of both halves from sided codes (see `codes`), uint8 (2, ...)."""
+    left, right = halves(stored)
+    own = np.where(left >= RIGHT, OTHER_SIDE, left)
+    shared = np.isin(right, [k for k, c in enumerate(CLASSES) if c.midline])
+    swapped = np.where(right >= RIGHT, right - RIGHT, np.where(shared, right, OTHER_SIDE))
+    return np.stack([own, swapped]).astype(np.uint8)
+
+
+@cache
+def priors() -> np.ndarray:
+    """Probability of each class in a left half from the atlas, float32 (HALF, Y, Z, classes), sums to 1."""
+    source = atlas.probabilities()
+    data = np.asarray(source.dataobj)
+    table = codes()
+    out = np.zeros((*SHAPE, 2 * RIGHT), np.float32)
+    for k, index in enumerate(ATLAS_LABELS):
+        if table[index]:
+            volume = nib.Nifti1Image(data[..., k].astype(np.float32) / 255, source.affine)
+            out[..., table[index]] += np.asarray(resample(volume, grid()).dataobj)
+    half = np.zeros((HALF, *SHAPE[1:], len(CLASSES)), np.float32)
+    half[..., 1:OTHER_SIDE] = out[:HALF, ..., 1:OTHER_SIDE]
+    half[..., OTHER_SIDE] = out[:HALF, ..., RIGHT:].sum(axis=-1)
+    half[..., 0] = np.maximum(0, 1 - half[..., 1:].sum(axis=-1))
+    return half / half.sum(axis=-1, keepdims=True)
+
+
+TISSUES = {
+    "CSF": ("LateralVentricle", "OtherCSF"),
+    "GM": ("CerebralCortex", "Hippocampus", "Amygdala"),
+    "WM": ("CerebralWhiteMatter", "Brainstem"),
+    "DGM": ("Caudate", "Putamen", "Thalamus"),
+}
+"""Classes whose intensities are taken to be the same."""
+CHANNELS = 1 + len(TISSUES)
+
+
+@cache
+def tissue_priors() -> tuple[np.ndarray, np.ndarray]:
+    """Voxels of the grid that are most likely brain (mask), and there the share of each of `TISSUES` (n, tissues)."""
+    half = priors()[: SHAPE[0] // 2]
+    shares = [half[..., [NAMES.index(n) for n in names]].sum(axis=-1) for names in TISSUES.values()]
+    whole = np.stack(shares, axis=-1)
+    whole = np.concatenate([whole, whole[::-1]])
+    mask = whole.sum(axis=-1) > 0.7
+    inside = np.maximum(whole[mask], 1e-3)
+    return mask, inside / inside.sum(axis=1, keepdims=True)
+
+
+def evidence(image: Nifti1Image, to_template: np.ndarray) -> np.ndarray:
+    """What the network sees of an image: intensity, and how well each voxel fits each tissue.
+
+    Intensities of the tissues are found by expectation maximisation with the atlas's priors, so that the last channels
+    mean the same in every contrast.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        Any contrast and resolution.
+    to_template : ndarray
+        4 x 4, millimetres of the image to ICBM152 millimetres.
+
+    Returns
+    -------
+    ndarray of float32
+        (*SHAPE, CHANNELS): intensity over the 99th percentile of the brain, halved and at most 1; then shares of the
+        likelihood of each of `TISSUES`, which sum to 1. All 0 where there is no scan.
+    """
+    target = grid()
+    there = nib.Nifti1Image(target.dataobj, np.linalg.inv(to_template) @ target.affine)
+    return weighed(np.asarray(resample(image, there).dataobj))
+
+
+def weighed(values: np.ndarray) -> np.ndarray:
+    """`evidence` of intensities that are on the grid already."""
+    mask, prior = tissue_priors()
+    seen = values[mask] > 0
+    inside = values[mask][seen]
+    top = float(np.percentile(inside, 99)) if inside.size else 1.0
+    values = np.clip(values / max(top, 1e-6), 0, 2)
+    out = np.zeros((*SHAPE, CHANNELS), np.float32)
+    out[..., 0] = values / 2
+    mean, variance = levels(values[mask][seen], prior[seen])
+    log = -0.25 * (values[..., None] - mean.astype(np.float32)) ** 2 / variance.astype(np.float32)
+    out[..., 1:] = softmax(log) * (values > 0)[..., None]
+    return out
+
+
+def levels(values: np.ndarray, prior: np.ndarray, *, iterations: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of each tissue: a mixture of Gaussians with mixing shares given at each sample.
+
+    Parameters
+    ----------
+    values : ndarray
+        (n,), scaled to about 0-1.
+    prior : ndarray
+        (n, tissues), rows sum to 1.
+    iterations : int
+    """
+    values, prior = values.astype(np.float64), prior.astype(np.float64)
+    weight = prior**2
+    for _ in range(iterations):
+        total = np.maximum(weight.sum(axis=0), 1e-6)
+        mean = (weight * values[:, None]).sum(axis=0) / total
+        variance = (weight * (values[:, None] - mean) ** 2).sum(axis=0) / total + 0.02**2
+        density = np.exp(-0.5 * (values[:, None] - mean) ** 2 / variance) / np.sqrt(variance)
+        weight = prior * density + 1e-12 * prior
+        weight /= weight.sum(axis=1, keepdims=True)
+    return mean, variance
+
+
+ISLAND_FROM = 0.2
+WIDTHS = (24, 48, 96, 128)
+_FLOOR = 0.02
+"""Least probability of a class in the atlas, so that the network can overrule it."""
+
+
+def build(widths: tuple[int, ...] = WIDTHS, shape: tuple[int, ...] = (HALF, *SHAPE[1:])) -> keras.Model:
+    """The network: evidence (batch, X, Y, Z, channels) and priors (batch, X, Y, Z, classes) to logits.
+
+    Blocks of 2 x 2 x 2 voxels become channels, so that the convolutions run at 4 mm; the answer is at 2 mm. Before
+    training it repeats the atlas: its last layer starts at zero and is added to the logarithm of the priors.
+
+    Parameters
+    ----------
+    widths : tuple of int
+        Filters of each level, finest (4 mm) first.
+    shape : tuple of int
+        Of the grid; sides divisible by ``2 ** len(widths)``.
+    """
+    import keras
+    from keras import layers, ops
+
+    from bids_epvs.models import blocks
+
+    seen = keras.Input((*shape, CHANNELS), name="evidence")
+    prior = keras.Input((*shape, len(CLASSES)), name="prior")
+    x = layers.Concatenate()([blocks.space_to_depth(seen), layers.AveragePooling3D(2)(prior)])
+    x = blocks.unet(x, widths)
+    change = layers.Conv3D(8 * len(CLASSES), 1, kernel_initializer="zeros")(x)
+    logits = layers.Add()([blocks.depth_to_space(change), ops.log(prior + _FLOOR)])
+    return keras.Model([seen, prior], logits, name="parcellation")
+
+
+def outputs() -> tuple[int, ...]:
+    """FreeSurfer index of each volume of `Parcels`: left, right, next structure; lesions are white matter."""
+    out: list[int] = []
+    for structure in CLASSES[1:OTHER_SIDE]:
+        index = structure.labels[0]
+        if index != 25:
+            out += [index] if structure.midline else [index, mirrored(index)]
+    return tuple(out)
+
+
+def merged(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Probabilities of both halves (HALF, Y, Z, classes), the right one mirrored, as `Parcels` stores them.
+
+    Where the halves overlap, paired structures come from their own half and midline structures from the mean.
+    """
+    shape = (SHAPE[0], *left.shape[1:3])
+    pads = ((0, SHAPE[0] - HALF), (0, 0), (0, 0), (0, 0))
+    halves_ = [np.pad(left, pads), np.pad(right, pads)[::-1]]
+    seen = [np.pad(np.ones((HALF, 1, 1), np.float32), pads[:3])]
+    seen.append(seen[0][::-1])
+    volumes, numbers = [], {c.name: k for k, c in enumerate(CLASSES)}
+    total = (halves_[0][..., 0] + halves_[1][..., 0]) / (seen[0] + seen[1])
+    for structure in CLASSES[1:OTHER_SIDE]:
+        k = numbers[structure.name]
+        own = [h[..., k] for h in halves_]
+        if structure.midline:
+            volumes.append((own[0] + own[1]) / (seen[0] + seen[1]))
+        elif structure.name == "WhiteMatterLesion":
+            volumes[0], volumes[1] = volumes[0] + own[0], volumes[1] + own[1]
+        else:
+            volumes += own
+    out = np.stack(volumes, axis=-1)
+    total = np.maximum(total + out.sum(axis=-1), 1e-6)
+    return (out / total[..., None]).reshape(*shape, -1)
+
+
+def without_islands(probability: np.ndarray, labels: Sequence[int]) -> np.ndarray:
+    """Probabilities without small pieces of compact structures, what they held given to the others at that place.
+
+    A piece is a set of touching voxels where a structure has at least `ISLAND_FROM`; it goes when it has less than a
+    tenth of the voxels of the largest one. White matter, cortex and fluid may lie in many pieces.
+    """
+    out = probability.copy()
+    for k, label in enumerate(labels):
+        if label in (2, 41, 3, 42, 24):
+            continue
+        pieces, n = ndimage.label(probability[..., k] >= ISLAND_FROM, np.ones((3, 3, 3)))
+        sizes = np.bincount(pieces.ravel(), minlength=n + 1)
+        sizes[0] = 0
+        small = np.flatnonzero(sizes < 0.1 * sizes.max(initial=0))
+        out[..., k][np.isin(pieces, small[small > 0])] = 0
+    before, after = probability.sum(axis=-1), out.sum(axis=-1)
+    return out * np.where(after > 1e-3, before / np.maximum(after, 1e-3), 1)[..., None].astype(np.float32)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, float32."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def identity(file: Path | None = None) -> str:
+    """SHA-256 of the weights that `network` uses: part of the key under which results are kept."""
+    from bids_epvs.models import weights
+
+    return weights.digest(file) if file else WEIGHTS.sha256
+
+
+@cache
+def network(file: Path | None = None) -> keras.Model:
+    """The network with its packaged weights, or others; TensorFlow unless KERAS_BACKEND says otherwise.
+
+    Raises
+    ------
+    UsageError
+        Keras or its backend is not installed.
+    """
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        from bids_epvs.models import weights
+
+        model = build()
+    except ImportError as error:
+        raise UsageError(
+            f"the network that finds brain and regions cannot run ({error}).",
+            remedy="Install TensorFlow (pip install 'bids_epvs[cpu]'), or use --regions-from atlas.",
+        ) from error
+    if file:
+        weights.load(model, file)
+    else:
+        weights.shipped(WEIGHTS, model)
+    return model
+
+
+def predict(images: Sequence[Nifti1Image], to_template: np.ndarray, *, model: keras.Model | None = None) -> Parcels:
+    """Structures of a head from one or several images of it.
+
+    Parameters
+    ----------
+    images : sequence of Nifti1Image
+        Bias-corrected, aligned with each other; their probabilities are averaged.
+    to_template : ndarray
+        4 x 4, millimetres of the images to ICBM152 millimetres (affine).
+    model : keras.Model, optional
+        By default the packaged one.
+    """
+    model = model or network()
+    prior = priors()[None]
+    total: np.ndarray | None = None
+    for image in images:
+        left, right = (
+            softmax(np.asarray(model.predict_on_batch([half[None], prior]))[0])
+            for half in halves(evidence(image, to_template))
+        )
+        both = merged(left, right)
+        total = both if total is None else total + both
+    if total is None:
+        raise ValueError("predict needs at least one image")
+    clean = without_islands(total / np.float32(len(images)), outputs())
+    return Parcels(nib.Nifti1Image(clean, grid().affine), outputs())

@@ -1,0 +1,80 @@
+"""Parameters of networks on disk: float16 arrays in one .npz, in the order of the Keras model, with a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bids_epvs.errors import DataError
+
+if TYPE_CHECKING:
+    import keras
+
+    from bids_epvs.models.spec import Weights
+
+
+def save(model: keras.Model, path: Path) -> str:
+    """Write the parameters of a model; returns the SHA-256 of the file."""
+    arrays: dict[str, Any] = {f"{k:03d}": np.asarray(v, np.float16) for k, v in enumerate(model.get_weights())}
+    with open(path, "wb") as file:
+        np.savez_compressed(file, **arrays)
+    return digest(path)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def load(model: keras.Model, path: Path) -> None:
+    """Read parameters into a model of the same architecture.
+
+    Raises
+    ------
+    DataError
+        The file is missing, unreadable, or belongs to another architecture.
+    """
+    try:
+        with np.load(path) as stored:
+            arrays = [np.asarray(stored[name], np.float32) for name in sorted(stored.files)]
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"not readable as weights ({error}).", where=path, remedy="Train with bids_epvs-train."
+        ) from error
+    expected = [tuple(v.shape) for v in model.get_weights()]
+    found = [a.shape for a in arrays]
+    if expected != found:
+        raise DataError(
+            f"the weights belong to another network: expected {len(expected)} arrays, found {len(found)}, "
+            f"first difference {_difference(expected, found)}.",
+            where=path,
+        )
+    model.set_weights(arrays)
+
+
+def _difference(expected: list[tuple[int, ...]], found: list[tuple[int, ...]]) -> str:
+    """The first shapes that are not the same."""
+    for a, b in zip(expected, found, strict=False):
+        if a != b:
+            return f"{a} against {b}"
+    return "in number"
+
+
+def shipped(weights: Weights, model: keras.Model) -> None:
+    """Read the packaged parameters of a method into its network.
+
+    Raises
+    ------
+    DataError
+        The file is missing, or its checksum is not the recorded one.
+    """
+    with as_file(files("bids_epvs.data.weights").joinpath(weights.file)) as path:
+        if not path.is_file():
+            raise DataError("packaged weights are missing.", where=path, remedy="Install bids_epvs again.")
+        if digest(path) != weights.sha256:
+            raise DataError("packaged weights are damaged (checksum differs).", where=path, remedy="Install again.")
+        load(model, path)

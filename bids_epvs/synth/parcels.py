@@ -1,0 +1,241 @@
+"""Training examples of the parcellation network: simulated images and labels in the pose of the template.
+
+`generate` (called by ``bids_epvs-train parcellation``) writes ``example-00000.npz`` and on, each a new deformation of
+one of the training heads with four images of it: T2w, T1w, FLAIR and one of random contrast, with resolutions from
+0.8 mm to slices of 8 mm in any of three directions, lesions, coil fields, noise, missing neck, vertex, face or skull,
+and the pose left inexact as registration leaves it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from bids_epvs.errors import DataError
+from bids_epvs.models import parcellation
+from bids_epvs.prepare.labels import ATLAS_LABELS
+from bids_epvs.prepare.regions import from_labels
+from bids_epvs.prepare.resample import bounding_box, resample
+from bids_epvs.synth import anatomy, contrast, mimics
+from bids_epvs.synth.anatomy import Anatomy
+from bids_epvs.synth.contrast import Protocol
+from bids_epvs.synth.scene import Look, finish
+
+logger = logging.getLogger(__name__)
+
+CONTRASTS = ("T2w", "T1w", "FLAIR", contrast.RANDOM)
+SPACING_MM = 1.0
+"""Voxel size of the heads that are imaged."""
+WARP_MM = 3.0
+"""Standard deviation of the smooth deformation."""
+POSE_DEGREES, POSE_SCALE, POSE_SHEAR, POSE_MM = 2.5, 0.045, 0.03, 2.5
+"""Standard deviations of what the affine registration leaves undone (measured on simulated heads, rounded up)."""
+
+
+def pose_error(rng: np.random.Generator) -> np.ndarray:
+    """4 x 4, template millimetres to template millimetres: an inexact registration about the centre of the brain."""
+    linear = np.diag(np.exp(rng.normal(0, POSE_SCALE, 3))) + np.triu(rng.normal(0, POSE_SHEAR, (3, 3)), 1)
+    for axis, angle in enumerate(np.deg2rad(rng.normal(0, POSE_DEGREES, 3))):
+        linear = anatomy.rotation(axis, angle) @ linear
+    centre = np.array([0.0, -17.0, 4.0])
+    out = np.eye(4)
+    out[:3, :3], out[:3, 3] = linear, centre - linear @ centre + rng.normal(0, POSE_MM, 3)
+    return out
+
+
+def draw_head(rng: np.random.Generator, head: Anatomy) -> Anatomy:
+    """A deformed head, mirrored half of the time, with lesions of any age."""
+    made = near_brain(anatomy.deformed(head, rng, spacing=SPACING_MM, amount=1.2, warp_mm=WARP_MM))
+    if rng.random() < 0.5:
+        made = widened(rng, made)
+    if rng.random() < 0.7:
+        half = anatomy.every_second(made)
+        regions = from_labels(anatomy.plain(half.labels), half.spacing, half.to_template @ half.affine)
+        made = mimics.add(rng, made, regions, mimics.draw(rng, float(rng.uniform(45, 95))))
+    return made
+
+
+def widened(rng: np.random.Generator, head: Anatomy) -> Anatomy:
+    """The head with wider ventricles and sulci (up to about 1.5 mm on each side), as in atrophy."""
+    labels = head.labels.copy()
+    reach = float(rng.uniform(0, 3.0))
+    table = np.zeros(1024, np.uint8)
+    table[[4, 43]], table[[2, 25]], table[[41, 57]], table[[3, 42]], table[24] = 1, 2, 3, 4, 5
+    kinds = table[labels]
+    box = bounding_box(kinds == 1, 4)
+    near = ndimage.distance_transform_edt(kinds[box] != 1, sampling=head.spacing) <= reach
+    part = labels[box]
+    part[near & (kinds[box] == 2)] = 4
+    part[near & (kinds[box] == 3)] = 43
+    share = float(rng.uniform(0, 0.6))
+    sulcal = anatomy.smooth_field(rng.standard_normal(np.array(labels.shape) // 8), labels.shape)
+    edge = (kinds == 4) & ndimage.binary_dilation(kinds == 5)
+    labels[edge & (sulcal > np.quantile(sulcal[::4, ::4, ::4], 1 - share))] = 24
+    return replace(head, labels=labels)
+
+
+def near_brain(head: Anatomy) -> Anatomy:
+    """The head without what lies far below the brain (cut at the level of the grid, with a margin)."""
+    low = np.linalg.inv(head.to_template @ head.affine) @ np.array([0.0, -17.0, parcellation.ORIGIN_MM[2], 1.0])
+    first = max(0, int(low[2] - 15.0 / head.spacing[2]))
+    affine = head.affine.copy()
+    affine[2, 3] += first * head.spacing[2]
+    return replace(head, labels=np.ascontiguousarray(head.labels[:, :, first:]), affine=affine)
+
+
+def draw_look(rng: np.random.Generator, name: str) -> Look:
+    """Intensities around those of a contrast: means vary by 15 %, single structures by 4 %."""
+    means = contrast.draw_means(rng, name, float(rng.choice([1.5, 3.0])))
+    if name != contrast.RANDOM:
+        means = {k: v * float(np.exp(rng.normal(0, 0.15))) for k, v in means.items()}
+    table = contrast.intensity_table(rng, means)
+    table *= (1 + rng.normal(0, 0.03, table.shape)).astype(np.float32)
+    return Look(name, table, 0.0, means["WM"])
+
+
+def draw_protocol(rng: np.random.Generator) -> tuple[Protocol, int]:
+    """A protocol and the axis across its slices: half isotropic, half with slices of 2-8 mm, mostly axial."""
+    side = float(rng.uniform(0.8, 1.2))
+    distance = side if rng.random() < 0.45 else float(rng.uniform(2.0, 8.0))
+    axis = int(rng.choice([2, 2, 2, 2, 1, 0]))
+    return (
+        Protocol(
+            spacing=(side, side, distance),
+            thickness=distance * float(rng.uniform(0.7, 1.0)),
+            matrix=float(rng.uniform(0.5, 1.0)),
+            snr=float(rng.uniform(6, 40)),
+            bias=float(rng.uniform(0, 0.12)),
+            motion_mm=float(rng.exponential(0.5) * (rng.random() < 0.3)),
+        ),
+        axis,
+    )
+
+
+def crop_head(rng: np.random.Generator, head: Anatomy) -> np.ndarray:
+    """The labels that are imaged: without skull, without face, or cut at the neck or the vertex, now and then."""
+    labels = head.labels
+    chance = rng.random()
+    if chance < 0.25:  # skull-stripped, tightly or loosely
+        inside = _in_skull()[labels]
+        reach = int(rng.integers(0, 6))
+        near = inside & (labels != 24)
+        near = ndimage.binary_dilation(near, iterations=reach) if reach else near
+        labels = np.where(near & (inside | (reach > 3)), labels, 0)
+    elif chance < 0.4:  # defaced: everything before and below a plane
+        y, z = np.arange(labels.shape[1]), np.arange(labels.shape[2])
+        brain = np.isin(labels, (2, 41, 3, 42))
+        front = np.flatnonzero(brain.any(axis=(0, 2)))[-1]
+        height = np.flatnonzero(brain.any(axis=(0, 1)))[0] + rng.uniform(0, 30)
+        face = (y[:, None] - front + 25) + (height - z[None]) * rng.uniform(0.5, 1.5) > 20
+        face &= (z[None] < height + 15) & (y[:, None] > front - 35)
+        labels = np.where(~_in_skull()[labels] & face[None], 0, labels)
+    return labels
+
+
+@cache
+def _in_skull() -> np.ndarray:
+    """Label -> whether it lies inside the skull."""
+    table = np.zeros(1024, bool)
+    table[[i for i, e in ATLAS_LABELS.items() if e.brain]] = True
+    table[[*mimics.CODES[1], *mimics.CODES[2], *mimics.CODES[3]]] = True
+    return table
+
+
+def imaged(rng: np.random.Generator, head: Anatomy, look: Look, labels: np.ndarray) -> nib.Nifti1Image:
+    """One acquisition of the head, float32, in the head's millimetres, its field of view cut now and then."""
+    protocol, axis = draw_protocol(rng)
+    order = [a for a in range(3) if a != axis] + [axis]
+    turned = np.ascontiguousarray(np.transpose(labels, order))
+    step = SPACING_MM
+    spacing = np.array(protocol.spacing)
+    x, y, z = (int(v) for v in np.ceil(np.array(turned.shape) * step / spacing))
+    weights = contrast.weights(turned.shape, step, (x, y, z), protocol, np.zeros(3))
+    out = finish(contrast.average(look.table[turned], weights), rng, look, protocol)
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = head.affine[:3, 3][order] - step / 2 + spacing / 2
+    back = np.eye(4)[[*np.argsort(order), 3]]
+    first, last = 0, z
+    if rng.random() < 0.35:  # neck, vertex (or sides) not covered
+        first = int(rng.uniform(0, 0.25 if rng.random() < 0.7 else 0.4) * z)
+        last = z - int(rng.uniform(0, 0.12) * z * (rng.random() < 0.4))
+    affine[2, 3] += first * spacing[2]
+    return nib.Nifti1Image(out[:, :, first:last], back @ affine)
+
+
+def example(rng: np.random.Generator, head: Anatomy) -> dict[str, Any]:
+    """Evidence (uint8, 255 = 1) of an image of each of `CONTRASTS`, and ``codes`` (uint8) at half the spacing.
+
+    Labels are sampled at half the voxel size of the network, so that targets are shares of a voxel.
+    """
+    made = draw_head(rng, head)
+    pose = pose_error(rng) @ made.to_template
+    images = {}
+    for name in CONTRASTS:
+        labels = crop_head(rng, made)
+        seen = parcellation.evidence(imaged(rng, made, draw_look(rng, name), labels), pose)
+        images[name] = np.rint(seen * 255).astype(np.uint8)
+    target = parcellation.grid()
+    fine = target.affine @ np.diag([0.5, 0.5, 0.5, 1.0])
+    fine[:3, 3] = target.affine[:3, 3] - parcellation.SPACING_MM / 4
+    shape = tuple(2 * n for n in parcellation.SHAPE)
+    there = nib.Nifti1Image(np.broadcast_to(np.uint8(0), shape), np.linalg.inv(pose) @ fine)
+    plain = made.labels.copy()
+    plain[plain == anatomy.FLOW_VOID] = 24
+    plain[np.isin(plain, (anatomy.LACUNE, anatomy.LACUNE_RIM))] = 25
+    stored = np.asarray(resample(nib.Nifti1Image(plain, made.affine), there, order=0).dataobj)
+    return {**images, "codes": parcellation.codes()[stored]}
+
+
+@cache
+def _head(path: Path) -> Anatomy:
+    return anatomy.read_labelmap(path)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One example to write."""
+
+    heads: tuple[Path, ...]
+    out: Path
+    seed: int
+    number: int
+
+
+def write_example(task: Task) -> Path:
+    """Write one example, unless it is there; temporary name first."""
+    target = task.out / f"example-{task.number:05d}.npz"
+    if not target.exists():
+        rng = np.random.default_rng([task.seed, task.number])
+        head = _head(task.heads[task.number % len(task.heads)])
+        draft = target.with_suffix(".tmp")
+        with open(draft, "wb") as file:
+            np.savez_compressed(file, **example(rng, head))
+        os.replace(draft, target)
+    return target
+
+
+def generate(heads: tuple[Path, ...], out: Path, *, number: int, seed: int = 0, nprocs: int = 2) -> None:
+    """Write `number` examples of the heads in turn; those that exist are kept.
+
+    Raises
+    ------
+    DataError
+        There are no heads.
+    """
+    if not heads:
+        raise DataError("no label maps to make examples from.", where=out)
+    out.mkdir(parents=True, exist_ok=True)
+    tasks = [Task(heads, out, seed, k) for k in range(number)]
+    with ProcessPoolExecutor(nprocs) as pool:
+        for k, path in enumerate(pool.map(write_example, tasks), start=1):
+            if k % 50 == 0:
+                logger.info("%s (%d of %d)", path.name, k, number)

@@ -1,0 +1,144 @@
+"""The training loop of every network: Keras `fit`, resumable, with averaged weights and a log of held-out figures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from bids_epvs import __version__
+from bids_epvs.models import weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train.
+
+    Attributes
+    ----------
+    steps : int
+        Updates in all.
+    epoch : int
+        Updates between two judgements and checkpoints.
+    rate : float
+        Peak learning rate of Adam; it rises over the first 5 % and falls as a cosine over the rest.
+    average : float
+        Momentum of the moving average of the weights.
+    seed : int
+    """
+
+    steps: int
+    epoch: int = 100
+    rate: float = 1e-3
+    average: float = 0.998
+    seed: int = 0
+
+
+class Judge(keras.callbacks.Callback):
+    """Loss and figures of the averaged weights on held-out data, a row of ``log.csv`` an epoch."""
+
+    def __init__(self, figures: Callable[[keras.Model], Mapping[str, float]], path: Path, *, every: int = 1) -> None:
+        super().__init__()
+        self.figures, self.path, self.every = figures, path, every
+        self.last: dict[str, float] = {}
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Judge at every so many epochs; a row either way."""
+        if epoch % self.every == self.every - 1 or not self.last:
+            self.last = {k: round(float(v), 4) for k, v in self.figures(self.model).items()}
+            logger.info("epoch %d: %s", epoch + 1, self.last)
+        row = {"epoch": epoch + 1, "loss": round(float((logs or {})["loss"]), 5), **self.last}
+        new = not self.path.exists()
+        with open(self.path, "a", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+class Keep(keras.callbacks.Callback):
+    """Averaged weights on disk after each epoch, so that a killed run leaves something to use."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Write to a temporary name, then rename."""
+        draft = self.path.with_suffix(".tmp")
+        weights.save(self.model, draft)
+        draft.replace(self.path)
+
+
+def fit(
+    model: keras.Model,
+    data: keras.utils.PyDataset,
+    loss: Callable[[Any, Any], Any],
+    schedule: Schedule,
+    *,
+    out: Path,
+    figures: Callable[[keras.Model], Mapping[str, float]],
+    judge_every: int = 1,
+    about: Mapping[str, object] | None = None,
+) -> None:
+    """Train, or go on training where a killed run stopped.
+
+    Parameters
+    ----------
+    model : keras.Model
+    data : PyDataset
+        ``len(data)`` is `schedule.epoch`.
+    loss : callable
+    schedule : Schedule
+    out : Path
+        Gets ``log.csv`` (loss and held-out figures an epoch), ``weights.npz`` (averaged), ``card.json`` and, while
+        training, a checkpoint.
+    figures : callable
+        Model to held-out figures.
+    judge_every : int
+        Epochs between two judgements.
+    about : mapping, optional
+        Goes into the card: data, licence, limits.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    warm = max(1, schedule.steps // 20)
+    rate = keras.optimizers.schedules.CosineDecay(
+        schedule.rate / 50, schedule.steps - warm, alpha=0.01, warmup_target=schedule.rate, warmup_steps=warm
+    )
+    adam = keras.optimizers.Adam(rate, global_clipnorm=1.0, use_ema=True, ema_momentum=schedule.average)
+    model.compile(optimizer=adam, loss=loss, jit_compile=False)
+    judge = Judge(figures, out / "log.csv", every=judge_every)
+    started = time.monotonic()
+    model.fit(
+        data,
+        epochs=max(1, schedule.steps // schedule.epoch),
+        verbose=1 if sys.stderr.isatty() else 2,
+        callbacks=[
+            keras.callbacks.BackupAndRestore(str(out / "checkpoint")),
+            keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
+            judge,
+            Keep(out / "weights.npz"),
+        ],
+    )
+    card = {
+        **(about or {}),
+        "Command": " ".join(sys.argv),
+        "Version": __version__,
+        "Backend": keras.backend.backend(),
+        "Schedule": asdict(schedule),
+        "HoursSinceLastStart": round((time.monotonic() - started) / 3600, 2),
+        "Parameters": model.count_params(),
+        "HeldOut": judge.last,
+        "SHA256": weights.digest(out / "weights.npz"),
+    }
+    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")

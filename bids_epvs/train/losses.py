@@ -1,0 +1,39 @@
+"""Losses on soft targets, from logits; classes on the last axis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import ops
+
+
+def soft_cross_entropy_and_dice(target: Any, logits: Any) -> Any:
+    """Mean cross-entropy plus one minus the mean soft Dice over the classes, background apart, that are there.
+
+    Parameters
+    ----------
+    target : tensor
+        (batch, X, Y, Z, classes): share of each class, sums to 1.
+    logits : tensor
+        The same shape.
+
+    Returns
+    -------
+    tensor
+        Scalar.
+
+    References
+    ----------
+    Soft Dice: Milletari et al. 2016, doi:10.1109/3DV.2016.79.
+    """
+    target = ops.cast(target, logits.dtype)
+    log = ops.log_softmax(logits, axis=-1)
+    entropy = -ops.mean(ops.sum(target * log, axis=-1))
+    likely = ops.exp(log)[..., 1:]
+    target = target[..., 1:]
+    axes = (0, 1, 2, 3)
+    overlap = ops.sum(likely * target, axis=axes)
+    total = ops.sum(likely * likely, axis=axes) + ops.sum(target * target, axis=axes)
+    there = ops.cast(ops.sum(target, axis=axes) > 1.0, logits.dtype)
+    dice = (2 * overlap + 1.0) / (total + 1.0)
+    return entropy + 1 - ops.sum(dice * there) / ops.maximum(ops.sum(there), 1.0)

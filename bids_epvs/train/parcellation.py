@@ -1,0 +1,127 @@
+"""Train the parcellation network on the examples of `synth.parcels`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from bids_epvs.errors import DataError
+from bids_epvs.models import parcellation
+from bids_epvs.train import loop, losses
+
+logger = logging.getLogger(__name__)
+
+CONTRASTS, SHARES = ("T2w", "T1w", "FLAIR", "random"), (0.4, 0.25, 0.25, 0.1)
+"""Images of an example, and how often each is drawn."""
+GAMMA = 0.2
+"""Standard deviation of the logarithm of the exponent that intensities are raised to."""
+
+
+def shares(codes: np.ndarray) -> np.ndarray:
+    """Share of each class in each voxel, float32 (X, Y, Z, classes), from class numbers at half the voxel size."""
+    x, y, z = (n // 2 for n in codes.shape)
+    out = np.zeros((x * y * z, len(parcellation.CLASSES)), np.float32)
+    rows = np.arange(len(out))
+    for i, j, k in np.ndindex(2, 2, 2):
+        out[rows, codes[i::2, j::2, k::2].reshape(-1)] += 0.125
+    return out.reshape(x, y, z, -1)
+
+
+class Examples(keras.utils.PyDataset):
+    """Random halves of random examples; the folder may still be growing.
+
+    Parameters
+    ----------
+    folder : Path
+    steps : int
+        Items an epoch.
+    batch : int
+    seed : int
+    """
+
+    def __init__(self, folder: Path, *, steps: int, batch: int = 1, seed: int = 0) -> None:
+        super().__init__(workers=1, use_multiprocessing=False, max_queue_size=4)
+        self.folder, self.steps, self.batch, self.seed = folder, steps, batch, seed
+        self.epoch = -1
+        self.files: list[Path] = []
+        self.on_epoch_end()
+
+    def on_epoch_end(self) -> None:
+        """Look for new examples."""
+        self.epoch += 1
+        self.files = sorted(self.folder.glob("example-*.npz"))
+        if not self.files:
+            raise DataError("no examples.", where=self.folder, remedy="Make them with bids_epvs-train parcellation.")
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        drawn = [self._draw(rng) for _ in range(self.batch)]
+        images, targets = np.stack([d[0] for d in drawn]), np.stack([d[1] for d in drawn])
+        prior = np.broadcast_to(parcellation.priors(), (self.batch, *parcellation.priors().shape))
+        return (images, prior), targets
+
+    def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """One half: intensities raised to a random exponent, and its target."""
+        name = CONTRASTS[int(rng.choice(len(CONTRASTS), p=SHARES))]
+        seen, codes = read(self.files[rng.integers(len(self.files))], name)
+        side = int(rng.integers(2))
+        half = np.ascontiguousarray(parcellation.halves(seen)[side])
+        half[..., 0] **= np.float32(np.exp(rng.normal(0, GAMMA)))
+        return half, shares(parcellation.half_codes(codes)[side])
+
+
+def read(path: Path, contrast: str) -> tuple[np.ndarray, np.ndarray]:
+    """Evidence of one image (float32) and the codes of an example."""
+    with np.load(path) as stored:
+        return stored[contrast].astype(np.float32) / 255, stored["codes"]
+
+
+def dice(model: keras.Model, files: list[Path]) -> Mapping[str, float]:
+    """Dice of each class, at the spacing of the network, both halves of one contrast of each example (in turn)."""
+    size = len(parcellation.CLASSES)
+    overlap, total = np.zeros(size), np.zeros(size)
+    for number, path in enumerate(files):
+        seen, codes = read(path, CONTRASTS[number % 3])
+        prior = parcellation.priors()[None]
+        for half, own in zip(parcellation.halves(seen), parcellation.half_codes(codes), strict=True):
+            made = np.argmax(np.asarray(model.predict_on_batch([half[None], prior]))[0], axis=-1)
+            true = np.argmax(shares(own), axis=-1)
+            overlap += np.bincount(true[made == true], minlength=size)
+            total += np.bincount(true.ravel(), minlength=size) + np.bincount(made.ravel(), minlength=size)
+    each = {f"dice_{n}": 2 * o / max(t, 1) for n, o, t in zip(parcellation.NAMES, overlap, total, strict=True)}
+    inner = [v for k, v in each.items() if k not in ("dice_Background", "dice_OtherSide")]
+    return {"dice": float(np.mean(inner)), **each}
+
+
+def train(
+    examples: Path,
+    held_out: Path,
+    out: Path,
+    schedule: loop.Schedule,
+    *,
+    batch: int = 1,
+    widths: tuple[int, ...] = parcellation.WIDTHS,
+    about: Mapping[str, object] | None = None,
+) -> None:
+    """Train on one folder of examples, judge on another; see `loop.fit` for what is written."""
+    keras.utils.set_random_seed(schedule.seed)
+    model = parcellation.build(widths)
+    data = Examples(examples, steps=schedule.epoch, batch=batch, seed=schedule.seed)
+    files = sorted(held_out.glob("example-*.npz"))
+    loop.fit(
+        model,
+        data,
+        losses.soft_cross_entropy_and_dice,
+        schedule,
+        out=out,
+        figures=lambda m: dice(m, files),
+        judge_every=2,
+        about=about,
+    )

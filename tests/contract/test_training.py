@@ -1,0 +1,67 @@
+"""``bids_epvs-train`` from label maps to weights that the app can use."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_epvs import training
+from bids_epvs.errors import DataError, UsageError
+from bids_epvs.models import parcellation, weights
+from bids_epvs.synth import anatomy
+
+
+@pytest.fixture(scope="module")
+def labelmaps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("labelmaps")
+    head = anatomy.average()
+    for name in ("01", "02"):
+        nib.save(nib.Nifti1Image(head.labels, head.affine), folder / f"sub-{name}_dseg.nii.gz")
+    return folder
+
+
+def train(labelmaps, out, *options):
+    return training.main(["parcellation", str(labelmaps), str(out), *options])
+
+
+def test_wrong_subjects_are_named(labelmaps, tmp_path, capsys):
+    assert train(labelmaps, tmp_path, "--held-out", "07") == 64
+    assert "no label map of 07" in capsys.readouterr().err
+    assert train(labelmaps, tmp_path, "--held-out", "01", "--exclude", "02") == 66
+    assert "no label map is left" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_from_label_maps_to_weights(labelmaps, tmp_path):
+    small = ("--examples", "1", "--judges", "1", "--steps", "4", "--epoch", "2", "--widths", "2", "2", "--nprocs", "1")
+    assert train(labelmaps, tmp_path, "--held-out", "02", *small) == 0
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["HeldOutSubjects"] == ["sub-02"]
+    assert 0 < card["HeldOut"]["dice"] < 1
+    model = parcellation.build((2, 2))
+    weights.load(model, tmp_path / "weights.npz")
+    head = anatomy.average()
+    image = nib.Nifti1Image((head.labels % 90).astype(np.float32), head.affine)
+    found = parcellation.predict([image], np.eye(4), model=model)
+    total = np.asarray(found.probability.dataobj).sum(axis=-1)
+    assert total.max() < 1.001
+
+
+def test_packaged_weights_are_checked(monkeypatch):
+    model = parcellation.build((2, 2), (8, 8, 8))
+    wrong = parcellation.WEIGHTS.__class__("absent.npz", "0" * 64, "", "")
+    with pytest.raises(DataError, match="missing"):
+        weights.shipped(wrong, model)
+    damaged = parcellation.WEIGHTS.__class__(parcellation.WEIGHTS.file, "0" * 64, "", "")
+    with pytest.raises(DataError, match="checksum"):
+        weights.shipped(damaged, model)
+
+
+def test_without_a_backend_the_remedy_is_named(monkeypatch):
+    def missing(*_):
+        raise ImportError("No module named 'tensorflow'")
+
+    monkeypatch.setattr(parcellation, "build", missing)
+    with pytest.raises(UsageError, match="--regions-from atlas"):
+        parcellation.network.__wrapped__()

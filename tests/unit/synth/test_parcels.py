@@ -1,0 +1,70 @@
+"""Training examples of the parcellation network."""
+
+import numpy as np
+import pytest
+
+from bids_epvs.errors import DataError
+from bids_epvs.models import parcellation
+from bids_epvs.synth import anatomy, parcels
+
+
+@pytest.fixture
+def coarse(monkeypatch):
+    monkeypatch.setattr(parcels, "SPACING_MM", 2.5)
+    return anatomy.average()
+
+
+def dice(a, b):
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def test_an_example_shows_its_labels(coarse, rng):
+    made = parcels.example(rng, coarse)
+    assert set(made) == {*parcels.CONTRASTS, "codes"}
+    codes = made["codes"][::2, ::2, ::2]
+    assert codes.shape == parcellation.SHAPE
+    ventricles = codes % parcellation.RIGHT == parcellation.NAMES.index("LateralVentricle")
+    assert ventricles.sum() * 8 > 5000, "mm3"
+    bright = made["T2w"][..., 0].astype(float)
+    white = codes % parcellation.RIGHT == parcellation.NAMES.index("CerebralWhiteMatter")
+    assert np.median(bright[ventricles]) > 1.3 * np.median(bright[white])
+    left, right = (codes == k for k in (1, 1 + parcellation.RIGHT))
+    assert np.argwhere(left)[:, 0].mean() < parcellation.SHAPE[0] / 2 < np.argwhere(right)[:, 0].mean()
+    for name in parcels.CONTRASTS:
+        assert made[name].shape == (*parcellation.SHAPE, parcellation.CHANNELS)
+        assert made[name].dtype == np.uint8
+
+
+def test_the_same_seed_gives_the_same_example(coarse):
+    a, b = (parcels.example(np.random.default_rng(5), coarse) for _ in range(2))
+    assert all(np.array_equal(a[k], b[k]) for k in a)
+    c = parcels.example(np.random.default_rng(6), coarse)
+    assert not np.array_equal(a["codes"], c["codes"])
+
+
+def test_atrophy_widens_ventricles_and_sulci(coarse, rng):
+    head = anatomy.deformed(coarse, rng, spacing=1.5, amount=0)
+    made = [parcels.widened(np.random.default_rng(k), head) for k in range(4)]
+    before = np.isin(head.labels, (4, 43)).sum()
+    after = [np.isin(m.labels, (4, 43)).sum() for m in made]
+    assert min(after) >= before
+    assert max(after) > 1.3 * before
+    assert max((m.labels == 24).sum() for m in made) > (head.labels == 24).sum()
+    assert all((m.labels > 0).sum() == (head.labels > 0).sum() for m in made)
+
+
+def test_stripped_and_defaced_heads_keep_their_brain(coarse):
+    head = anatomy.deformed(coarse, np.random.default_rng(1), spacing=2.5, amount=0)
+    brain = np.isin(head.labels, (2, 41, 3, 42, 8, 47))
+    kinds = set()
+    for seed in range(30):
+        cut = parcels.crop_head(np.random.default_rng(seed), head)
+        assert (cut[brain] == head.labels[brain]).all()
+        outside = (cut >= 500).sum() / (head.labels >= 500).sum()
+        kinds.add("whole" if outside == 1 else "stripped" if outside < 0.5 else "defaced")
+    assert kinds == {"whole", "stripped", "defaced"}
+
+
+def test_no_heads_no_examples(tmp_path):
+    with pytest.raises(DataError, match="no label maps"):
+        parcels.generate((), tmp_path, number=1)

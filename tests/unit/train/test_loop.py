@@ -1,0 +1,73 @@
+"""The training loop: log, weights, card; a killed run goes on where it stopped."""
+
+import csv
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from bids_epvs.models import weights
+from bids_epvs.train import loop
+
+
+class Line(keras.utils.PyDataset):
+    """y = 2 x + 1; item `stop` of an epoch kills the run once."""
+
+    def __init__(self, stop=None):
+        super().__init__()
+        self.asked, self.stop = 0, stop
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        self.asked += 1
+        if self.asked == self.stop:
+            raise RuntimeError("killed")
+        x = np.random.default_rng(index).normal(size=(16, 1)).astype(np.float32)
+        return x, 2 * x + 1
+
+
+def network():
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((1,))
+    return keras.Model(inputs, keras.layers.Dense(1)(inputs))
+
+
+def slope(model):
+    return {"slope": float(np.asarray(model.get_weights()[0])[0, 0])}
+
+
+def train(out, stop=None):
+    schedule = loop.Schedule(60, epoch=10, rate=0.3, average=0.5)
+    loop.fit(network(), Line(stop), keras.losses.mean_squared_error, schedule, out=out, figures=slope, about={"A": 1})
+
+
+def rows(out):
+    return list(csv.DictReader((out / "log.csv").open()))
+
+
+def test_a_run_learns_and_leaves_log_weights_and_card(tmp_path):
+    train(tmp_path)
+    log = rows(tmp_path)
+    assert [r["epoch"] for r in log] == list("123456")
+    assert float(log[-1]["loss"]) < 0.1 * float(log[0]["loss"])
+    model = network()
+    weights.load(model, tmp_path / "weights.npz")
+    assert slope(model)["slope"] == pytest.approx(2, abs=0.2)
+    assert slope(model)["slope"] == pytest.approx(float(log[-1]["slope"]), abs=0.01)
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["A"] == 1
+    assert card["SHA256"] == weights.digest(tmp_path / "weights.npz")
+    assert card["Schedule"]["steps"] == 60
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
+    with pytest.raises(Exception, match="killed"):  # TensorFlow wraps it
+        train(tmp_path, stop=45)
+    assert 1 <= len(rows(tmp_path)) <= 4, "a backend may fetch ahead"
+    assert not (tmp_path / "card.json").exists()
+    train(tmp_path)
+    assert [r["epoch"] for r in rows(tmp_path)] == list("123456")
+    assert (tmp_path / "card.json").exists()
