@@ -130,16 +130,20 @@ def priors(where: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     data = np.asarray(atlas.probabilities().dataobj)
     out = np.zeros((*where.shape[:3], data.shape[3]), np.float32)
     valid = wanted & (where >= 0).all(axis=-1) & (where < np.array(data.shape[:3]) - 1).all(axis=-1)
-    points = where[valid]
-    base = np.floor(points).astype(np.intp)
-    part = points - base
+    out[valid] = _gathered(data, where[valid]) / np.float32(255)
+    return out
+
+
+def _gathered(data: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """All volumes of (X, Y, Z, labels) at fractional voxels (n, 3) inside it, trilinear, float32 (n, labels)."""
+    base = np.minimum(np.floor(points).astype(np.intp), np.array(data.shape[:3]) - 2)
+    part = (points - base).astype(np.float32)
     total = np.zeros((len(points), data.shape[3]), np.float32)
     for corner in np.ndindex(2, 2, 2):
-        weight = np.prod(np.where(corner, part, 1 - part), axis=1, dtype=np.float32) / np.float32(255)
+        weight = np.prod(np.where(corner, part, 1 - part), axis=1, dtype=np.float32)
         at = base + corner
         total += data[at[:, 0], at[:, 1], at[:, 2]] * weight[:, None]
-    out[valid] = total
-    return out
+    return total
 
 
 def brain_mask(inside: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
@@ -338,11 +342,14 @@ def from_parcels(images: Sequence[Nifti1Image], parcels: Parcels, to_template: n
     prior = np.zeros((*grid.shape[:3], len(ATLAS_LABELS)), np.float32)
     data = np.asarray(parcels.probability.dataobj)
     matrix = np.linalg.inv(parcels.probability.affine) @ to_template @ grid.affine
-    known = list(ATLAS_LABELS)
-    for k, index in enumerate(parcels.labels):
-        prior[..., known.index(index)] = affine_sample(data[..., k], matrix, grid.shape[:3], order=1)
+    inside = affine_sample(data.sum(axis=-1), matrix, grid.shape[:3], order=1)
+    wanted = np.argwhere(inside > 0.01)
+    points = wanted @ matrix[:3, :3].T + matrix[:3, 3]
+    held = ((points >= 0) & (points <= np.array(data.shape[:3]) - 1)).all(axis=1)
+    i, j, k = wanted[held].T
+    columns = [list(ATLAS_LABELS).index(index) for index in parcels.labels]
+    prior[i[:, None], j[:, None], k[:, None], columns] = _gathered(data, points[held])
     spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
-    inside = prior.sum(axis=-1)
     mask = brain_mask(inside, spacing)
     posterior = tissue_posteriors([resample(i, grid) for i in images], mask, prior)
     found = label_map(prior, posterior, mask, spacing)
