@@ -16,6 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_epvs import pipeline
+from bids_epvs.evaluate.metrics import dice
 from bids_epvs.models import MODELS
 from bids_epvs.prepare.regions import NAMES, REGIONS
 from bids_epvs.settings import Settings
@@ -29,11 +30,6 @@ VISIBLE = 0.3
 def voxels(path: Path) -> np.ndarray:
     """The array of an image."""
     return np.asarray(nib.load(path).dataobj)
-
-
-def dice(a: np.ndarray, b: np.ndarray) -> float:
-    """Dice overlap of two masks."""
-    return float(2 * (a & b).sum() / max(1, a.sum() + b.sum()))
 
 
 def detection(found: np.ndarray, fraction: np.ndarray, index: np.ndarray) -> tuple[int, int, int, int]:

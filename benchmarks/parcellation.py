@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
+from bids_epvs.evaluate.metrics import dice
 from bids_epvs.models import parcellation, weights
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.prepare.regions import NAMES, REGIONS, from_labels
@@ -42,11 +43,6 @@ STRUCTURES = {
 }
 RESOLUTIONS = {"1mm": (1.0, 1.0, 1.0), "5mm": (0.5, 0.5, 5.0)}
 INSIDE = [i for i, e in ATLAS_LABELS.items() if e.brain]
-
-
-def dice(a: np.ndarray, b: np.ndarray) -> float:
-    """Dice overlap of two masks."""
-    return float(2 * (a & b).sum() / max(1, a.sum() + b.sum()))
 
 
 def truth(made: scene.Scene, spacing: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:

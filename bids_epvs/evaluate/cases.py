@@ -17,7 +17,8 @@ from scipy import ndimage
 from bids_epvs.derivatives import paths, write
 from bids_epvs.errors import DataError, NothingToDoError
 from bids_epvs.evaluate import metrics
-from bids_epvs.evaluate.metrics import Truth
+from bids_epvs.evaluate.metrics import Detection, Truth
+from bids_epvs.measure.lesions import instances
 from bids_epvs.prepare.regions import NAMES, REGIONS
 from bids_epvs.prepare.resample import bounding_box
 
@@ -27,10 +28,10 @@ VISIBLE = 0.3
 """Share of some voxel that a simulated EPVS must fill to be expected."""
 THICK_MM = 1.5
 """Slices farther apart than this are called thick."""
-DIAMETERS = ((0.0, 0.8), (0.8, 1.0), (1.0, 1.5), (1.5, 9.9))
+DIAMETERS = ((0.0, 0.8), (0.8, 1.0), (1.0, 1.5), (1.5, np.inf))
 """Classes of mean diameter (mm)."""
 LESION_COLUMNS = ["label", "model", "slice_mm", "kind", "index", "found", "diameter_mm", "on_mimic"]
-"""Of `lesion_rows`."""
+"""Of the rows of single lesions."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ def _load(path: Path, like: Nifti1Image | None = None) -> Nifti1Image:
 
 
 def _lesions(mask: np.ndarray) -> np.ndarray:
-    """Touching voxels as lesions."""
-    return ndimage.label(mask, np.ones((3, 3, 3)))[0].astype(np.int32)
+    """Touching voxels as lesions of any size."""
+    return instances(mask, 1.0, minimum=0, maximum=np.inf)
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,10 @@ def read_truth(case: Case) -> Known:
     stem = case.truth / case.label
     frame = _load(Path(f"{stem}_label-EPVS_mask.nii.gz"))
     mask = np.asarray(frame.dataobj) > 0
-    instances, share = (Path(f"{stem}_label-EPVS_{n}.nii.gz") for n in ("desc-instances_dseg", "probseg"))
-    lesions = np.asarray(_load(instances, frame).dataobj).astype(np.int32) if instances.is_file() else _lesions(mask)
+    numbered, share = (Path(f"{stem}_label-EPVS_{n}.nii.gz") for n in ("desc-instances_dseg", "probseg"))
+    lesions = np.asarray(_load(numbered, frame).dataobj).astype(np.int32) if numbered.is_file() else _lesions(mask)
     expected = np.unique(lesions[lesions > 0])
-    if instances.is_file() and share.is_file():
+    if numbered.is_file() and share.is_file():
         peak = ndimage.maximum(np.asarray(_load(share, frame).dataobj), lesions, expected) if expected.size else []
         expected = expected[np.asarray(peak) >= VISIBLE]
     table, mimics = Path(f"{stem}_desc-truth_epvs.tsv"), Path(f"{stem}_desc-mimics_dseg.nii.gz")
@@ -165,9 +166,9 @@ def read_truth(case: Case) -> Known:
 def read_result(case: Case, model: str, frame: Nifti1Image) -> tuple[np.ndarray, np.ndarray | None]:
     """Lesions (int32) and probability (None where there is none) of one method."""
     stem = case.results / f"{case.label}_label-EPVS_desc-{model}"
-    instances, score = Path(f"{stem}instances_dseg.nii.gz"), Path(f"{stem}_probseg.nii.gz")
-    if instances.is_file():
-        found = np.asarray(_load(instances, frame).dataobj).astype(np.int32)
+    numbered, score = Path(f"{stem}instances_dseg.nii.gz"), Path(f"{stem}_probseg.nii.gz")
+    if numbered.is_file():
+        found = np.asarray(_load(numbered, frame).dataobj).astype(np.int32)
     else:
         found = _lesions(np.asarray(_load(Path(f"{stem}_mask.nii.gz"), frame).dataobj) > 0)
     return found, np.asarray(_load(score, frame).dataobj, np.float32) if score.is_file() else None
@@ -194,8 +195,8 @@ def contrast_to_noise(case: Case, known: Known) -> float:
     return (float(np.median(image[known.truth.mask])) - middle) / noise if noise > 0 else float("nan")
 
 
-def rows(case: Case) -> Iterator[dict[str, object]]:
-    """Measures of each method in each region, the first of them ``all``."""
+def measure(case: Case) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """Rows of one session: measures of each method in each region (the first is ``all``), and its single lesions."""
     known = read_truth(case)
     inside = {"all": known.regions > 0}
     for name in NAMES:
@@ -209,30 +210,31 @@ def rows(case: Case) -> Iterator[dict[str, object]]:
         "mimics": "unknown" if known.mimics is None else "with" if known.mimics.any() else "without",
         "contrast_to_noise": contrast_to_noise(case, known),
     }
+    rows: list[dict[str, object]] = []
+    lesions: list[dict[str, object]] = []
     for model in case.models:
         found, score = read_result(case, model, known.frame)
         seen = metrics.detection(known.truth, found, known.spacing)
         for name, where in inside.items():
             figures = metrics.measures(known.truth, found, score, known.spacing, where, seen=seen)
-            yield {**about, "model": model, "region": name, **figures}
+            rows.append({**about, "model": model, "region": name, **figures})
+        own = {"label": case.label, "model": model, "slice_mm": about["slice_mm"]}
+        lesions += [{**own, **row} for row in _lesion_rows(known, seen.inside(inside["all"]))]
+    return rows, lesions
 
 
-def lesion_rows(case: Case) -> Iterator[dict[str, object]]:
-    """A row for each expected EPVS (found or not) and each wrong lesion of each method."""
-    known = read_truth(case)
-    for model in case.models:
-        found, _ = read_result(case, model, known.frame)
-        seen = metrics.detection(known.truth, found, known.spacing).inside(known.regions > 0)
-        about = {"label": case.label, "model": model, "slice_mm": round(known.spacing[2], 3)}
-        for index, hit in seen.hit.items():
-            yield {**about, "kind": "EPVS", "index": index, "found": hit, "diameter_mm": known.diameter.get(index)}
-        wrong = [index for index, right in seen.right.items() if not right]
-        points = np.array([seen.at_found[index] for index in wrong]).reshape(-1, 3)
-        mimics = np.zeros(found.shape, bool) if known.mimics is None else known.mimics
-        near = metrics.apart(points, mimics, known.spacing) <= metrics.TOLERANCE_MM
-        for index, on_mimic in zip(wrong, near, strict=True):
-            known_kind = None if known.mimics is None else bool(on_mimic)
-            yield {**about, "kind": "wrong", "index": index, "on_mimic": known_kind}
+def _lesion_rows(known: Known, seen: Detection) -> Iterator[dict[str, object]]:
+    """A row for each expected EPVS (found or not) and each wrong lesion."""
+    for index, hit in seen.hit.items():
+        yield {"kind": "EPVS", "index": index, "found": hit, "diameter_mm": known.diameter.get(index)}
+    wrong = [index for index, right in seen.right.items() if not right]
+    if known.mimics is None:
+        yield from ({"kind": "wrong", "index": index} for index in wrong)
+        return
+    points = np.array([seen.at_found[index] for index in wrong]).reshape(-1, 3)
+    near = metrics.apart(points, known.mimics, known.spacing) <= metrics.TOLERANCE_MM
+    for index, on_mimic in zip(wrong, near, strict=True):
+        yield {"kind": "wrong", "index": index, "on_mimic": bool(on_mimic)}
 
 
 def diameters(lesions: pd.DataFrame) -> pd.DataFrame:
@@ -243,7 +245,7 @@ def diameters(lesions: pd.DataFrame) -> pd.DataFrame:
         for low, high in DIAMETERS:
             own = epvs[(epvs["model"] == model) & (epvs["diameter_mm"] >= low) & (epvs["diameter_mm"] < high)]
             share = float(own["found"].mean()) if len(own) else float("nan")
-            name = f"{low:g}-{high:g}" if high < 9 else f"{low:g} and more"
+            name = f"{low:g}-{high:g}" if np.isfinite(high) else f"{low:g} and more"
             out.append(
                 {
                     "model": model,

@@ -40,11 +40,6 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def _measure(case: cases.Case) -> tuple[list[dict], list[dict]]:
-    """Rows of one session."""
-    return list(cases.rows(case)), list(cases.lesion_rows(case))
-
-
 def chosen(args: argparse.Namespace) -> list[cases.Case]:
     """The sessions and methods asked for.
 
@@ -79,9 +74,9 @@ def evaluate(args: argparse.Namespace) -> Path:
     found = chosen(args)
     if args.nprocs > 1:
         with ProcessPoolExecutor(args.nprocs) as pool:
-            measured = list(pool.map(_measure, found))
+            measured = list(pool.map(cases.measure, found))
     else:
-        measured = [_measure(case) for case in found]
+        measured = [cases.measure(case) for case in found]
     sessions = pd.DataFrame([row for rows, _ in measured for row in rows])
     lesions = pd.DataFrame([row for _, rows in measured for row in rows], columns=cases.LESION_COLUMNS)
     summary, diameters = tables.summary(sessions), cases.diameters(lesions)
@@ -100,6 +95,7 @@ def evaluate(args: argparse.Namespace) -> Path:
         sessions,
         summary,
         diameters[diameters["n"] > 0],
+        shown=tables.MEANS,
         descriptions=tables.DESCRIPTIONS,
         remarks=remarks,
         versions={"bids_epvs": __version__},

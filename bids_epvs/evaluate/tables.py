@@ -45,7 +45,7 @@ def summary(sessions: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     sessions : DataFrame
-        Rows of `cases.rows`.
+        Rows of `cases.measure`.
 
     Returns
     -------

@@ -89,6 +89,8 @@ CLASSES = (
 )
 """What the network tells apart in a left half; the last class is every paired structure of the right side."""
 NAMES = tuple(c.name for c in CLASSES)
+CONTRASTS = ("T2w", "T1w", "FLAIR", "random")
+"""Images of a training example."""
 OTHER_SIDE = len(CLASSES) - 1
 _LESION_RIGHT = 57
 
@@ -282,10 +284,9 @@ def merged(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     halves_ = [np.pad(left, pads), np.pad(right, pads)[::-1]]
     seen = [np.pad(np.ones((HALF, 1, 1), np.float32), pads[:3])]
     seen.append(seen[0][::-1])
-    volumes, numbers = [], {c.name: k for k, c in enumerate(CLASSES)}
+    volumes: list[np.ndarray] = []
     total = (halves_[0][..., 0] + halves_[1][..., 0]) / (seen[0] + seen[1])
-    for structure in CLASSES[1:OTHER_SIDE]:
-        k = numbers[structure.name]
+    for k, structure in enumerate(CLASSES[1:OTHER_SIDE], start=1):
         own = [h[..., k] for h in halves_]
         if structure.midline:
             volumes.append((own[0] + own[1]) / (seen[0] + seen[1]))

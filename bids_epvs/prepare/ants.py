@@ -160,12 +160,17 @@ def register(
 def identity(work_dir: Path) -> Transform:
     """A transform that moves nothing, as a file."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    step = ants.new_ants_transform(dimension=3, transform_type="AffineTransform")
-    step.set_parameters([*np.eye(3).ravel(), 0.0, 0.0, 0.0])
-    step.set_fixed_parameters([0.0, 0.0, 0.0])
     path = work_dir / "identity.mat"
-    ants.write_transform(step, str(path))
+    _write_affine(np.eye(4), path)
     return Transform((path,), (path,), (True,))
+
+
+def _write_affine(lps: np.ndarray, path: Path) -> None:
+    """A 4 x 4 matrix between LPS millimetres as an ITK file."""
+    step = ants.new_ants_transform(dimension=3, transform_type="AffineTransform")
+    step.set_parameters([*lps[:3, :3].ravel(), *lps[:3, 3]])
+    step.set_fixed_parameters([0.0, 0.0, 0.0])
+    ants.write_transform(step, str(path))
 
 
 def _keep(result: dict, *, work_dir: Path, kind: str) -> Transform:
@@ -253,10 +258,7 @@ def write_world_transform(transform: Transform, native: Nifti1Image, template: N
     """
     lps = _RAS_TO_LPS @ canonical_to_world(native) @ _RAS_TO_LPS
     with _scratch() as prefix:
-        step = ants.new_ants_transform(dimension=3, transform_type="AffineTransform")
-        step.set_parameters([*lps[:3, :3].ravel(), *lps[:3, 3]])
-        step.set_fixed_parameters([0.0, 0.0, 0.0])
-        ants.write_transform(step, prefix + "frame.mat")
+        _write_affine(lps, Path(prefix + "frame.mat"))
         field = ants.apply_transforms(
             to_ants(iso_grid(template, 2.0)),
             to_ants(nib.Nifti1Image(np.zeros(native.shape[:3], np.float32), native.affine)),

@@ -18,8 +18,12 @@ CONTRASTS: dict[str, dict[str, float]] = {
         **{"WM": 0.36, "GM": 0.46, "DGM": 0.37, "Pallidum": 0.28, "CSF": 1.0},
         **{"Eye": 1.0, "Soft": 0.25, "Mucosa": 0.7, "Skin": 0.55, "Vessel": 0.2, "Bone": 0.05, "Marrow": 0.35},
     },
+    "structures": {"WM": 0.3, "GM": 0.55, "DGM": 0.8, "Pallidum": 0.9, "CSF": 1.0},
 }
-"""Typical intensity of each tissue relative to cerebrospinal fluid, to make a head that looks like the scan."""
+"""Typical intensity of each tissue relative to cerebrospinal fluid, to make a head that looks like the scan.
+
+``structures`` is no scan: it tells the structures of a brain apart, to align two sets of them.
+"""
 
 
 @cache
@@ -41,22 +45,6 @@ def head(contrast: str, *, brain_only: bool = False) -> Nifti1Image:
         if entry.brain or not brain_only:
             out += data[..., k] * np.float32(CONTRASTS[contrast][entry.tissue] / 255)
     return nib.Nifti1Image(out, atlas.affine)
-
-
-STRUCTURE_LOOK = {"WM": 0.3, "GM": 0.55, "DGM": 0.8, "Pallidum": 0.9, "CSF": 1.0}
-"""Intensities that tell structures apart, to align two sets of structures."""
-
-
-@cache
-def structures() -> Nifti1Image:
-    """A brain in template space drawn with `STRUCTURE_LOOK`, float32, 1.5 mm."""
-    source = probabilities()
-    data = np.asarray(source.dataobj)
-    out = np.zeros(data.shape[:3], np.float32)
-    for k, entry in enumerate(ATLAS_LABELS.values()):
-        if entry.brain:
-            out += data[..., k] * np.float32(STRUCTURE_LOOK[entry.tissue] / 255)
-    return nib.Nifti1Image(out, source.affine)
 
 
 def volumes(*names: str) -> list[int]:

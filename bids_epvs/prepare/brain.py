@@ -70,7 +70,7 @@ class Parcels:
     def expected_dice(self) -> dict[int, float]:
         """Dice of each structure with a truth drawn from the probabilities: a quality score, 1 where all is certain.
 
-        For the voxels M where structure k is the most probable, with probabilities p: 2 sum_M p / (\\|M\\| + sum p).
+        For the voxels M where structure k is the most probable, with probabilities p: 2 sum_M p / (size of M + sum p).
         """
         data = np.asarray(self.probability.dataobj)
         best = np.where(2 * data.max(axis=-1) > data.sum(axis=-1), np.argmax(data, axis=-1), -1)
@@ -309,20 +309,42 @@ def from_atlas(images: Sequence[Nifti1Image], alignment: Alignment) -> Anatomy:
         mask = brain_mask(ndimage.binary_closing(foreground, iterations=2) & (skull > 0.01), spacing)
     else:
         mask = brain_mask(skull, spacing)
-    posterior = tissue_posteriors(coarse, mask, prior)
-    labels = label_map(prior, posterior, mask, spacing)
-    as_image = nib.Nifti1Image(mask.astype(np.float32), grid.affine)
-    brain = np.asarray(resample(as_image, full, antialias=False).dataobj) > 0.5
+    return _sharpened(full, coarse, prior, mask, mask.astype(np.float32))
+
+
+def _sharpened(
+    full: Nifti1Image, coarse: Sequence[Nifti1Image], prior: np.ndarray, mask: np.ndarray, inside: np.ndarray
+) -> Anatomy:
+    """Labels by priors and intensities on the work grid, brought to the full grid.
+
+    Parameters
+    ----------
+    full : Nifti1Image
+        Defines the result's grid.
+    coarse : sequence of Nifti1Image
+        The sequences on the work grid.
+    prior : ndarray
+        (X, Y, Z, labels) there.
+    mask : ndarray of bool
+        Brain and fluid there.
+    inside : ndarray of float32
+        Above one half where `mask` is; its half-way surface becomes the border of the brain.
+    """
+    grid = coarse[0]
+    spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
+    labels = label_map(prior, tissue_posteriors(coarse, mask, prior), mask, spacing)
+    smooth = nib.Nifti1Image(inside, grid.affine)
+    brain = np.asarray(resample(smooth, full, antialias=False).dataobj) > 0.5
     fine = upsample_labels(labels, grid, full)
     return Anatomy(np.where(brain, fine, 0).astype(np.int16), brain)
 
 
 def structure_look(parcels: Parcels) -> Nifti1Image:
-    """Structures of a scan drawn like `atlas.structures`, in template pose."""
+    """Structures of a scan, drawn with the intensities of ``structures`` in `atlas.CONTRASTS`, in template pose."""
     data = np.asarray(parcels.probability.dataobj)
     out = np.zeros(data.shape[:3], np.float32)
     for k, index in enumerate(parcels.labels):
-        out += data[..., k] * np.float32(atlas.STRUCTURE_LOOK[ATLAS_LABELS[index].tissue])
+        out += data[..., k] * np.float32(atlas.CONTRASTS["structures"][ATLAS_LABELS[index].tissue])
     return nib.Nifti1Image(out, parcels.probability.affine)
 
 
@@ -351,12 +373,8 @@ def from_parcels(images: Sequence[Nifti1Image], parcels: Parcels, to_template: n
     prior[i[:, None], j[:, None], k[:, None], columns] = _gathered(data, points[held])
     spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
     mask = brain_mask(inside, spacing)
-    posterior = tissue_posteriors([resample(i, grid) for i in images], mask, prior)
-    found = label_map(prior, posterior, mask, spacing)
-    smooth = nib.Nifti1Image(np.where(mask, np.maximum(inside, 0.51), np.minimum(inside, 0.49)), grid.affine)
-    brain = np.asarray(resample(smooth, full, antialias=False).dataobj) > 0.5
-    fine = upsample_labels(found, grid, full)
-    return Anatomy(np.where(brain, fine, 0).astype(np.int16), brain)
+    border = np.where(mask, np.maximum(inside, 0.51), np.minimum(inside, 0.49))
+    return _sharpened(full, [resample(image, grid) for image in images], prior, mask, border)
 
 
 def from_segmentation(segmentation: Nifti1Image, t2w: Nifti1Image, transform: Transform | None) -> Anatomy:

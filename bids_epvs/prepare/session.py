@@ -118,7 +118,7 @@ def prepare(
         parcels = parcellate(contrasts, alignment.to_template)
         sure = confidence(parcels)
         if registration == "deformable":
-            looks = brain.structure_look(parcels), atlas.structures()
+            looks = brain.structure_look(parcels), atlas.head("structures", brain_only=True)
             alignment = register.deformed_onto_atlas(alignment, looks, work_dir=work_dir / "structures")
     if segmentation is None and parcellate:
         anatomy = brain.from_parcels(contrasts, parcels, alignment.to_template)

@@ -11,10 +11,6 @@ from bids_epvs.report import plots
 from bids_epvs.report.group import cell
 from bids_epvs.report.subject import environment
 
-SHOWN = (
-    *("sensitivity", "precision", "magnitude_accuracy", "f1", "dice", "volumetric_similarity", "auc", "hausdorff_mm"),
-    *("surface_1mm", "mahalanobis", "valdo_dice", "valdo_volume_mm3", "valdo_count"),
-)
 AGREEMENT = ("icc_count", "icc_volume", "ccc_count", "pearson_count", "bias_count", "bias_volume")
 
 
@@ -23,6 +19,7 @@ def render(
     summary: pd.DataFrame,
     diameters: pd.DataFrame,
     *,
+    shown: Sequence[str],
     descriptions: Mapping[str, str],
     remarks: Sequence[str],
     versions: Mapping[str, str],
@@ -33,6 +30,8 @@ def render(
     ----------
     sessions, summary, diameters : DataFrame
         A row for each session, method and region; for each part, method and region; for each method and diameter.
+    shown : sequence of str
+        Measures whose mean and standard error are shown.
     descriptions : mapping
         What each column means.
     remarks : sequence of str
@@ -47,7 +46,7 @@ def render(
             n=sessions["label"].nunique(),
             remarks=remarks,
             parts=[_part(part, rows) for part, rows in summary.groupby("part", sort=False)],
-            shown=SHOWN,
+            shown=shown,
             agreement=AGREEMENT,
             figures=[_figures(m, sessions[(sessions["model"] == m) & (sessions["region"] == "all")]) for m in models],
             diameters=diameters.to_dict("records"),

@@ -32,7 +32,6 @@ from bids_epvs.synth.scene import Look, finish
 
 logger = logging.getLogger(__name__)
 
-CONTRASTS = ("T2w", "T1w", "FLAIR", contrast.RANDOM)
 SPACING_MM = 1.0
 """Voxel size of the heads that are imaged."""
 WARP_MM = 3.0
@@ -172,14 +171,14 @@ def imaged(rng: np.random.Generator, head: Anatomy, look: Look, labels: np.ndarr
 
 
 def example(rng: np.random.Generator, head: Anatomy) -> dict[str, Any]:
-    """Evidence (uint8, 255 = 1) of an image of each of `CONTRASTS`, and ``codes`` (uint8) at half the spacing.
+    """Evidence (uint8, 255 = 1) of an image of each of `parcellation.CONTRASTS`; ``codes`` (uint8) at half the spacing.
 
     Labels are sampled at half the voxel size of the network, so that targets are shares of a voxel.
     """
     made = draw_head(rng, head)
     pose = pose_error(rng) @ made.to_template
     images = {}
-    for name in CONTRASTS:
+    for name in parcellation.CONTRASTS:
         labels = crop_head(rng, made)
         seen = parcellation.evidence(imaged(rng, made, draw_look(rng, name), labels), pose)
         images[name] = np.rint(seen * 255).astype(np.uint8)

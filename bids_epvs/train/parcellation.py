@@ -15,8 +15,8 @@ from bids_epvs.train import loop, losses
 
 logger = logging.getLogger(__name__)
 
-CONTRASTS, SHARES = ("T2w", "T1w", "FLAIR", "random"), (0.4, 0.25, 0.25, 0.1)
-"""Images of an example, and how often each is drawn."""
+SHARES = (0.4, 0.25, 0.25, 0.1)
+"""How often each of `parcellation.CONTRASTS` is drawn."""
 GAMMA = 0.2
 """Standard deviation of the logarithm of the exponent that intensities are raised to."""
 
@@ -69,7 +69,7 @@ class Examples(keras.utils.PyDataset):
 
     def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """One half: intensities raised to a random exponent, and its target."""
-        name = CONTRASTS[int(rng.choice(len(CONTRASTS), p=SHARES))]
+        name = parcellation.CONTRASTS[int(rng.choice(len(SHARES), p=SHARES))]
         seen, codes = read(self.files[rng.integers(len(self.files))], name)
         side = int(rng.integers(2))
         half = np.ascontiguousarray(parcellation.halves(seen)[side])
@@ -88,7 +88,7 @@ def dice(model: keras.Model, files: list[Path]) -> Mapping[str, float]:
     size = len(parcellation.CLASSES)
     overlap, total = np.zeros(size), np.zeros(size)
     for number, path in enumerate(files):
-        seen, codes = read(path, CONTRASTS[number % 3])
+        seen, codes = read(path, parcellation.CONTRASTS[number % 3])
         prior = parcellation.priors()[None]
         for half, own in zip(parcellation.halves(seen), parcellation.half_codes(codes), strict=True):
             made = np.argmax(np.asarray(model.predict_on_batch([half[None], prior]))[0], axis=-1)

@@ -113,6 +113,10 @@ def test_what_cannot_be_compared_is_refused(dataset, capsys):
     image(dataset / "out/sub-01/anat/sub-01_label-EPVS_desc-good_mask.nii.gz", np.zeros((24, 20, 9), int))
     assert run(dataset) == 65
     assert "another grid" in capsys.readouterr().err
+    for path in dataset.glob("truth/**/*_seg-epvs_dseg.nii.gz"):
+        path.unlink()
+    assert run(dataset, "--models", "bad") == 65
+    assert "seg-epvs_dseg.nii.gz: missing" in capsys.readouterr().err
     for path in dataset.glob("out/**/*_mask.nii.gz"):
         path.unlink()
     assert run(dataset) == 66

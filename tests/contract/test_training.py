@@ -65,3 +65,12 @@ def test_without_a_backend_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr(parcellation, "build", missing)
     with pytest.raises(UsageError, match="--regions-from atlas"):
         parcellation.network.__wrapped__()
+
+
+def test_an_interrupted_training_says_how_to_go_on(labelmaps, tmp_path, monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "parcellation", interrupted)
+    assert train(labelmaps, tmp_path, "--held-out", "01") == 130
+    assert "run again to resume" in capsys.readouterr().err

@@ -186,3 +186,12 @@ def test_islands_go_and_their_place_is_filled():
     assert out[15, 3, 3, 0] == 1
     assert np.allclose(out[2:8], data[2:8])
     assert np.allclose(out[17], data[17]), "below the threshold nothing is a piece"
+
+
+def test_what_there_is_nothing_of_is_refused(small, tmp_path):
+    from bids_epvs.train.parcellation import Examples
+
+    with pytest.raises(ValueError, match="at least one image"):
+        parcellation.predict([], np.eye(4), model=small)
+    with pytest.raises(DataError, match="no examples"):
+        Examples(tmp_path, steps=1)

@@ -20,7 +20,7 @@ def dice(a, b):
 
 def test_an_example_shows_its_labels(coarse, rng):
     made = parcels.example(rng, coarse)
-    assert set(made) == {*parcels.CONTRASTS, "codes"}
+    assert set(made) == {*parcellation.CONTRASTS, "codes"}
     codes = made["codes"][::2, ::2, ::2]
     assert codes.shape == parcellation.SHAPE
     ventricles = codes % parcellation.RIGHT == parcellation.NAMES.index("LateralVentricle")
@@ -30,7 +30,7 @@ def test_an_example_shows_its_labels(coarse, rng):
     assert np.median(bright[ventricles]) > 1.3 * np.median(bright[white])
     left, right = (codes == k for k in (1, 1 + parcellation.RIGHT))
     assert np.argwhere(left)[:, 0].mean() < parcellation.SHAPE[0] / 2 < np.argwhere(right)[:, 0].mean()
-    for name in parcels.CONTRASTS:
+    for name in parcellation.CONTRASTS:
         assert made[name].shape == (*parcellation.SHAPE, parcellation.CHANNELS)
         assert made[name].dtype == np.uint8
 
