@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from bids_epvs.evaluate.metrics import dice
-from bids_epvs.models import parcellation, weights
+from bids_epvs.models import parcellation
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.prepare.regions import NAMES, REGIONS, from_labels
 from bids_epvs.prepare.session import prepare
@@ -88,11 +88,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="other weights than the packaged ones")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    if args.weights:
-        model = parcellation.build()
-        weights.load(model, args.weights)
-    else:
-        model = parcellation.network() if "network" in args.methods else None
+    model = parcellation.network(args.weights) if "network" in args.methods else None
     rows = []
     for about, image, labels, regions in scans(args.labelmaps, args.subjects, args.contrasts):
         for method in args.methods:

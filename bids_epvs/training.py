@@ -8,8 +8,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bids_epvs.errors import EpvsError, NothingToDoError, UsageError
+
+if TYPE_CHECKING:
+    from bids_epvs.models.spec import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--steps", type=int, default=5000, metavar="N", help="updates of the weights")
     one.add_argument("--batch", type=int, default=1, metavar="N", help="half heads in each")
     one.add_argument("--widths", type=int, nargs="+", metavar="N", help="filters of each level (wider: more accurate)")
+    one.add_argument("--init", metavar="FILE", help="weights to begin with; 'shipped' for the packaged ones")
     one.add_argument("--rate", type=float, default=5e-3, help="peak learning rate")
     one.add_argument("--epoch", type=int, default=200, metavar="N", help="steps between two checkpoints")
     one.add_argument("--seed", type=int, default=1)
@@ -67,10 +72,23 @@ def parcellation(args: argparse.Namespace) -> None:
         "HeldOutSubjects": [f"sub-{s}" for s in args.held_out],
         "Limits": "Trained on simulation alone. For research use.",
     }
-    widths = tuple(args.widths) if args.widths else network.parcellation.WIDTHS
     network.train(
-        args.out / "examples", args.out / "held-out", args.out, schedule, batch=args.batch, widths=widths, about=about
+        args.out / "examples",
+        args.out / "held-out",
+        args.out,
+        schedule,
+        batch=args.batch,
+        widths=tuple(args.widths) if args.widths else None,
+        init=initial(args.init, network.parcellation.WEIGHTS),
+        about=about,
     )
+
+
+def initial(given: str | None, packaged: Weights) -> Path | None:
+    """The file that ``--init`` means."""
+    from bids_epvs.models import weights
+
+    return weights.shipped(packaged) if given == "shipped" else Path(given) if given else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,6 +23,7 @@ from nibabel.nifti1 import Nifti1Image
 from scipy import ndimage
 
 from bids_epvs.errors import UsageError
+from bids_epvs.models import weights
 from bids_epvs.models.spec import Weights
 from bids_epvs.prepare import atlas
 from bids_epvs.prepare.brain import Parcels
@@ -326,35 +327,31 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def identity(file: Path | None = None) -> str:
     """SHA-256 of the weights that `network` uses: part of the key under which results are kept."""
-    from bids_epvs.models import weights
-
     return weights.digest(file) if file else WEIGHTS.sha256
 
 
 @cache
 def network(file: Path | None = None) -> keras.Model:
-    """The network with its packaged weights, or others; TensorFlow unless KERAS_BACKEND says otherwise.
+    """The network with its packaged weights, or others (of any width); TensorFlow unless KERAS_BACKEND says otherwise.
 
     Raises
     ------
     UsageError
         Keras or its backend is not installed.
+    DataError
+        The weights are missing, damaged, or of another kind of network.
     """
+    path = file or weights.shipped(WEIGHTS)
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        from bids_epvs.models import weights
-
-        model = build()
+        model = build(**weights.architecture(path))
     except ImportError as error:
         raise UsageError(
             f"the network that finds brain and regions cannot run ({error}).",
             remedy="Install TensorFlow (pip install 'bids_epvs[cpu]'), or use --regions-from atlas.",
         ) from error
-    if file:
-        weights.load(model, file)
-    else:
-        weights.shipped(WEIGHTS, model)
+    weights.load(model, path)
     return model
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +20,42 @@ if TYPE_CHECKING:
     from bids_epvs.models.spec import Weights
 
 
-def save(model: keras.Model, path: Path) -> str:
-    """Write the parameters of a model; returns the SHA-256 of the file."""
+_ARCHITECTURE = "architecture"
+
+
+def save(model: keras.Model, path: Path, architecture: Mapping[str, Any] | None = None) -> str:
+    """Write the parameters of a model, and the arguments it was built with; returns the SHA-256 of the file."""
     arrays: dict[str, Any] = {f"{k:03d}": np.asarray(v, np.float16) for k, v in enumerate(model.get_weights())}
+    if architecture:
+        arrays[_ARCHITECTURE] = np.array(json.dumps(dict(architecture)))
     with open(path, "wb") as file:
         np.savez_compressed(file, **arrays)
     return digest(path)
+
+
+def architecture(path: Path) -> dict[str, Any]:
+    """Arguments that the network of a file was built with (lists as tuples); empty where the file does not say.
+
+    Raises
+    ------
+    DataError
+        The file is missing or unreadable.
+    """
+    _, found = _read(path)
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+
+
+def _read(path: Path) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """Parameters (float32) and architecture of a file."""
+    try:
+        with np.load(path) as stored:
+            names = sorted(name for name in stored.files if name != _ARCHITECTURE)
+            found = json.loads(str(stored[_ARCHITECTURE])) if _ARCHITECTURE in stored.files else {}
+            return [np.asarray(stored[name], np.float32) for name in names], found
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"not readable as weights ({error}).", where=path, remedy="Train with bids_epvs-train."
+        ) from error
 
 
 def digest(path: Path) -> str:
@@ -38,13 +71,7 @@ def load(model: keras.Model, path: Path) -> None:
     DataError
         The file is missing, unreadable, or belongs to another architecture.
     """
-    try:
-        with np.load(path) as stored:
-            arrays = [np.asarray(stored[name], np.float32) for name in sorted(stored.files)]
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"not readable as weights ({error}).", where=path, remedy="Train with bids_epvs-train."
-        ) from error
+    arrays, _ = _read(path)
     expected = [tuple(v.shape) for v in model.get_weights()]
     found = [a.shape for a in arrays]
     if expected != found:
@@ -64,8 +91,8 @@ def _difference(expected: list[tuple[int, ...]], found: list[tuple[int, ...]]) -
     return "in number"
 
 
-def shipped(weights: Weights, model: keras.Model) -> None:
-    """Read the packaged parameters of a method into its network.
+def shipped(weights: Weights) -> Path:
+    """Path of the packaged parameters of a method.
 
     Raises
     ------
@@ -77,4 +104,4 @@ def shipped(weights: Weights, model: keras.Model) -> None:
             raise DataError("packaged weights are missing.", where=path, remedy="Install bids_epvs again.")
         if digest(path) != weights.sha256:
             raise DataError("packaged weights are damaged (checksum differs).", where=path, remedy="Install again.")
-        load(model, path)
+        return path

@@ -69,14 +69,14 @@ class Judge(keras.callbacks.Callback):
 class Keep(keras.callbacks.Callback):
     """Averaged weights on disk after each epoch, so that a killed run leaves something to use."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, architecture: Mapping[str, Any]) -> None:
         super().__init__()
-        self.path = path
+        self.path, self.architecture = path, architecture
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Write to a temporary name, then rename."""
         draft = self.path.with_suffix(".tmp")
-        weights.save(self.model, draft)
+        weights.save(self.model, draft, self.architecture)
         draft.replace(self.path)
 
 
@@ -88,6 +88,7 @@ def fit(
     *,
     out: Path,
     figures: Callable[[keras.Model], Mapping[str, float]],
+    architecture: Mapping[str, Any],
     judge_every: int = 1,
     about: Mapping[str, object] | None = None,
 ) -> None:
@@ -105,6 +106,8 @@ def fit(
         training, a checkpoint.
     figures : callable
         Model to held-out figures.
+    architecture : mapping
+        Arguments that the network was built with; kept with its weights.
     judge_every : int
         Epochs between two judgements.
     about : mapping, optional
@@ -127,7 +130,7 @@ def fit(
             keras.callbacks.BackupAndRestore(str(out / "checkpoint")),
             keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
             judge,
-            Keep(out / "weights.npz"),
+            Keep(out / "weights.npz", architecture),
         ],
     )
     card = {
@@ -135,6 +138,7 @@ def fit(
         "Command": " ".join(sys.argv),
         "Version": __version__,
         "Backend": keras.backend.backend(),
+        "Architecture": dict(architecture),
         "Schedule": asdict(schedule),
         "HoursSinceLastStart": round((time.monotonic() - started) / 3600, 2),
         "Parameters": model.count_params(),

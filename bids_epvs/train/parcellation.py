@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from bids_epvs.errors import DataError
-from bids_epvs.models import parcellation
+from bids_epvs.models import parcellation, weights
 from bids_epvs.train import loop, losses
 
 logger = logging.getLogger(__name__)
@@ -107,12 +107,30 @@ def train(
     schedule: loop.Schedule,
     *,
     batch: int = 1,
-    widths: tuple[int, ...] = parcellation.WIDTHS,
+    widths: tuple[int, ...] | None = None,
+    init: Path | None = None,
     about: Mapping[str, object] | None = None,
 ) -> None:
-    """Train on one folder of examples, judge on another; see `loop.fit` for what is written."""
+    """Train on one folder of examples, judge on another; see `loop.fit` for what is written.
+
+    Parameters
+    ----------
+    examples, held_out, out : Path
+    schedule : Schedule
+    batch : int
+        Half heads in a step.
+    widths : tuple of int, optional
+        Filters of each level; by default those of `init`, or `parcellation.WIDTHS`.
+    init : Path, optional
+        Weights to begin with.
+    about : mapping, optional
+    """
     keras.utils.set_random_seed(schedule.seed)
-    model = parcellation.build(widths)
+    stored = weights.architecture(init) if init else {}
+    architecture = {"widths": widths or stored.get("widths", parcellation.WIDTHS)}
+    model = parcellation.build(**architecture)
+    if init:
+        weights.load(model, init)
     data = Examples(examples, steps=schedule.epoch, batch=batch, seed=schedule.seed)
     files = sorted(held_out.glob("example-*.npz"))
     loop.fit(
@@ -122,6 +140,7 @@ def train(
         schedule,
         out=out,
         figures=lambda m: dice(m, files),
+        architecture=architecture,
         judge_every=2,
         about=about,
     )

@@ -39,23 +39,27 @@ def test_from_label_maps_to_weights(labelmaps, tmp_path):
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["HeldOutSubjects"] == ["sub-02"]
     assert 0 < card["HeldOut"]["dice"] < 1
-    model = parcellation.build((2, 2))
-    weights.load(model, tmp_path / "weights.npz")
+    model = parcellation.network(tmp_path / "weights.npz")
     head = anatomy.average()
     image = nib.Nifti1Image((head.labels % 90).astype(np.float32), head.affine)
     found = parcellation.predict([image], np.eye(4), model=model)
     total = np.asarray(found.probability.dataobj).sum(axis=-1)
     assert total.max() < 1.001
+    more = ("--init", str(tmp_path / "weights.npz"), *small[:8], "--nprocs", "1")
+    (tmp_path / "again").mkdir()
+    for made in ("examples", "held-out"):
+        (tmp_path / made).rename(tmp_path / "again" / made)
+    assert train(labelmaps, tmp_path / "again", "--held-out", "02", *more) == 0
+    assert json.loads((tmp_path / "again/card.json").read_text())["Architecture"] == {"widths": [2, 2]}
 
 
 def test_packaged_weights_are_checked(monkeypatch):
-    model = parcellation.build((2, 2), (8, 8, 8))
     wrong = parcellation.WEIGHTS.__class__("absent.npz", "0" * 64, "", "")
     with pytest.raises(DataError, match="missing"):
-        weights.shipped(wrong, model)
+        weights.shipped(wrong)
     damaged = parcellation.WEIGHTS.__class__(parcellation.WEIGHTS.file, "0" * 64, "", "")
     with pytest.raises(DataError, match="checksum"):
-        weights.shipped(damaged, model)
+        weights.shipped(damaged)
 
 
 def test_without_a_backend_the_remedy_is_named(monkeypatch):

@@ -41,7 +41,8 @@ def slope(model):
 
 def train(out, stop=None):
     schedule = loop.Schedule(60, epoch=10, rate=0.3, average=0.5)
-    loop.fit(network(), Line(stop), keras.losses.mean_squared_error, schedule, out=out, figures=slope, about={"A": 1})
+    more = {"figures": slope, "architecture": {"units": 1}, "about": {"A": 1}}
+    loop.fit(network(), Line(stop), keras.losses.mean_squared_error, schedule, out=out, **more)
 
 
 def rows(out):
@@ -59,6 +60,7 @@ def test_a_run_learns_and_leaves_log_weights_and_card(tmp_path):
     assert slope(model)["slope"] == pytest.approx(float(log[-1]["slope"]), abs=0.01)
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["A"] == 1
+    assert weights.architecture(tmp_path / "weights.npz") == card["Architecture"] == {"units": 1}
     assert card["SHA256"] == weights.digest(tmp_path / "weights.npz")
     assert card["Schedule"]["steps"] == 60
 
