@@ -20,7 +20,7 @@ from bids_epvs.inputs.query import find_segmentation
 from bids_epvs.logs import versions
 from bids_epvs.measure import lesions as measure_lesions
 from bids_epvs.measure import ratings
-from bids_epvs.models import MODELS, load, parcellation
+from bids_epvs.models import MODELS, load, parcellation, weights
 from bids_epvs.prepare.regions import NAMES, REGIONS
 from bids_epvs.prepare.resample import canonical, to_canonical, to_native, voxel_spacing
 from bids_epvs.prepare.template import SPACE
@@ -89,7 +89,7 @@ def preparation(scan: Scan, settings: Settings, keys: Mapping[str, str], note: d
     segmentation = find_segmentation(scan, settings.derivatives)
     network = settings.regions_from == "network" and not segmentation
     if network:
-        content["network"] = parcellation.identity(settings.weights.get(parcellation.NAME))
+        content["network"] = weights.identity(parcellation.WEIGHTS, settings.weights.get(parcellation.NAME))
     key = write.digest(content)
     files = [*images(scan, settings).values(), *anatomy(scan, settings).values(), transform(scan, settings)]
     if settings.resume and write.is_current(files, key):
@@ -221,7 +221,10 @@ def model(scan: Scan, settings: Settings, name: str, prepared_key: str, note: di
     """Stage 3: prediction and instances of one method."""
     spec = load(name)
     limits = (settings.min_volume_mm3, settings.max_volume_mm3)
-    content = {"stage": "model", "name": name, "prepared": prepared_key, "parameters": dict(spec.parameters)}
+    parameters = dict(spec.parameters)
+    content = {"stage": "model", "name": name, "prepared": prepared_key, "parameters": parameters}
+    if spec.weights:
+        content["weights"] = weights.identity(spec.weights, settings.weights.get(name))
     key = write.digest({**content, "limits": limits, "regions": settings.regions})
     files = model_files(scan, settings, name)
     if settings.resume and write.is_current(files.values(), key):
@@ -230,7 +233,9 @@ def model(scan: Scan, settings: Settings, name: str, prepared_key: str, note: di
         return key
     logger.info("%s: computing %s", scan.label, name)
     prepared = read_prepared(scan, settings)
-    prediction = spec.predict(prepared, spec.parameters)
+    if spec.weights:
+        parameters["weights"] = settings.weights.get(name)
+    prediction = spec.predict(prepared, parameters)
     wanted = [i for i, r in REGIONS.items() if not settings.regions or r.name in settings.regions]
     mask = prediction.mask & np.isin(prepared.regions, wanted)
     labels = measure_lesions.instances(mask, prepared.voxel_mm3, minimum=limits[0], maximum=limits[1])
@@ -243,6 +248,8 @@ def model(scan: Scan, settings: Settings, name: str, prepared_key: str, note: di
         "DOI": spec.doi,
     }
     meta |= {"Notes": list(prediction.notes), "Calibrated": spec.calibrated, write.KEY: key}
+    if spec.weights:
+        meta["WeightsSHA256"] = content["weights"]
     text = "probability of EPVS" if spec.calibrated else "response of the method, 0.5 at its threshold; no probability"
     write.image(
         files["probability"], to_native(prediction.probability, native), native, meta={**meta, "Description": text}

@@ -325,11 +325,6 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
-def identity(file: Path | None = None) -> str:
-    """SHA-256 of the weights that `network` uses: part of the key under which results are kept."""
-    return weights.digest(file) if file else WEIGHTS.sha256
-
-
 @cache
 def network(file: Path | None = None) -> keras.Model:
     """The network with its packaged weights, or others (of any width); TensorFlow unless KERAS_BACKEND says otherwise.

@@ -20,14 +20,27 @@ if TYPE_CHECKING:
     from bids_epvs.models.spec import Weights
 
 
-_ARCHITECTURE = "architecture"
+_WORDS = ("architecture", "calibration")
+"""Entries of a file that are JSON."""
 
 
-def save(model: keras.Model, path: Path, architecture: Mapping[str, Any] | None = None) -> str:
-    """Write the parameters of a model, and the arguments it was built with; returns the SHA-256 of the file."""
+def save(
+    model: keras.Model,
+    path: Path,
+    architecture: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, Any] | None = None,
+) -> str:
+    """Write the parameters of a model, the arguments it was built with and what makes its output probabilities.
+
+    Returns
+    -------
+    str
+        SHA-256 of the file.
+    """
     arrays: dict[str, Any] = {f"{k:03d}": np.asarray(v, np.float16) for k, v in enumerate(model.get_weights())}
-    if architecture:
-        arrays[_ARCHITECTURE] = np.array(json.dumps(dict(architecture)))
+    for name, content in zip(_WORDS, (architecture, calibration), strict=True):
+        if content:
+            arrays[name] = np.array(json.dumps(dict(content)))
     with open(path, "wb") as file:
         np.savez_compressed(file, **arrays)
     return digest(path)
@@ -41,17 +54,21 @@ def architecture(path: Path) -> dict[str, Any]:
     DataError
         The file is missing or unreadable.
     """
-    _, found = _read(path)
+    found = _read(path)[1].get("architecture", {})
     return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
 
 
-def _read(path: Path) -> tuple[list[np.ndarray], dict[str, Any]]:
-    """Parameters (float32) and architecture of a file."""
+def calibration(path: Path) -> dict[str, Any]:
+    """What was measured on held-out data after training; empty where there is nothing. Raises like `architecture`."""
+    return _read(path)[1].get("calibration", {})
+
+
+def _read(path: Path) -> tuple[list[np.ndarray], dict[str, dict[str, Any]]]:
+    """Parameters (float32) and words of a file."""
     try:
         with np.load(path) as stored:
-            names = sorted(name for name in stored.files if name != _ARCHITECTURE)
-            found = json.loads(str(stored[_ARCHITECTURE])) if _ARCHITECTURE in stored.files else {}
-            return [np.asarray(stored[name], np.float32) for name in names], found
+            arrays = [np.asarray(stored[name], np.float32) for name in sorted(stored.files) if name not in _WORDS]
+            return arrays, {name: json.loads(str(stored[name])) for name in _WORDS if name in stored.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(
             f"not readable as weights ({error}).", where=path, remedy="Train with bids_epvs-train."
@@ -105,3 +122,8 @@ def shipped(weights: Weights) -> Path:
         if digest(path) != weights.sha256:
             raise DataError("packaged weights are damaged (checksum differs).", where=path, remedy="Install again.")
         return path
+
+
+def identity(weights: Weights, file: Path | None = None) -> str:
+    """SHA-256 of the parameters a method uses, packaged or its user's: part of the key under which results are kept."""
+    return digest(file) if file else weights.sha256

@@ -90,6 +90,7 @@ def fit(
     figures: Callable[[keras.Model], Mapping[str, float]],
     architecture: Mapping[str, Any],
     judge_every: int = 1,
+    calibrate: Callable[[keras.Model], Mapping[str, Any]] | None = None,
     about: Mapping[str, object] | None = None,
 ) -> None:
     """Train, or go on training where a killed run stopped.
@@ -110,6 +111,8 @@ def fit(
         Arguments that the network was built with; kept with its weights.
     judge_every : int
         Epochs between two judgements.
+    calibrate : callable, optional
+        Model, at the end, to what is kept with its weights: measured on held-out data, JSON.
     about : mapping, optional
         Goes into the card: data, licence, limits.
     """
@@ -133,6 +136,9 @@ def fit(
             Keep(out / "weights.npz", architecture),
         ],
     )
+    if calibrate:
+        weights.load(model, out / "weights.npz")
+        weights.save(model, out / "weights.npz", architecture, calibrate(model))
     card = {
         **(about or {}),
         "Command": " ".join(sys.argv),
@@ -143,6 +149,7 @@ def fit(
         "HoursSinceLastStart": round((time.monotonic() - started) / 3600, 2),
         "Parameters": model.count_params(),
         "HeldOut": judge.last,
+        "Calibration": weights.calibration(out / "weights.npz"),
         "SHA256": weights.digest(out / "weights.npz"),
     }
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")

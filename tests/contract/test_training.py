@@ -75,6 +75,6 @@ def test_an_interrupted_training_says_how_to_go_on(labelmaps, tmp_path, monkeypa
     def interrupted(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "parcellation", interrupted)
+    monkeypatch.setattr(training, "train", interrupted)
     assert train(labelmaps, tmp_path, "--held-out", "01") == 130
     assert "run again to resume" in capsys.readouterr().err

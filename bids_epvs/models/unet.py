@@ -1,0 +1,272 @@
+"""Whole-brain EPVS from any of T2w, T1w, FLAIR and SWI: a 2-D multi-channel U-Net (Rashid et al. 2023).
+
+One network serves every combination of sequences: what is missing is 0 and marked as absent. It sees an axial slice
+with its neighbours and estimates the share of each voxel that EPVS fill.
+
+References
+----------
+Rashid et al. 2023, doi:10.1016/j.ynirp.2023.100162.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bids_epvs.errors import UsageError
+from bids_epvs.models import weights
+from bids_epvs.models.spec import ModelSpec, Weights
+from bids_epvs.prepare.regions import NAMES, WHITE_MATTER
+from bids_epvs.prepare.resample import bounding_box
+from bids_epvs.records import Prediction, Prepared
+
+if TYPE_CHECKING:
+    import keras
+
+WEIGHTS = Weights(
+    file="unet.npz",
+    sha256="",
+    licence="Apache-2.0",
+    trained_on="simulated brains of twelve label maps (see unet.json beside the weights)",
+)
+SEQUENCES = ("T2w", "T1w", "FLAIR", "SWI")
+"""Channels, in this order."""
+COMBINATIONS = (
+    ("T2w",),
+    ("T2w", "FLAIR"),
+    ("T2w", "T1w", "FLAIR"),
+    ("T2w", "T1w", "FLAIR", "SWI"),
+    ("T2w", "T1w"),
+    ("FLAIR",),
+    ("T1w",),
+    ("T1w", "FLAIR"),
+)
+"""The eight of the paper."""
+REACH = 2
+"""Neighbouring slices on each side."""
+WIDTHS = (16, 24, 32, 48, 64)
+RANGE = (-1.5, 2.0)
+"""Normalised intensities are cut here."""
+THICK_MM = 1.5
+"""Slices farther apart than this have a threshold of their own."""
+CHANNELS = len(SEQUENCES) * (2 * REACH + 1) + len(SEQUENCES) + 2
+BATCH = 4
+"""Slices predicted at a time."""
+
+
+def normalised(image: np.ndarray, brain: np.ndarray, white: np.ndarray, fluid: np.ndarray, name: str) -> np.ndarray:
+    """Intensities on the scale that the network expects: white matter 0, fluid about 1 (T2w) or -1 (T1w, FLAIR).
+
+    Parameters
+    ----------
+    image : ndarray
+        Bias-corrected.
+    brain, white, fluid : ndarray of bool
+        Masks; what is not brain becomes the lower end of `RANGE`.
+    name : str
+        One of `SEQUENCES`.
+
+    Returns
+    -------
+    ndarray of float32
+        Within `RANGE`.
+    """
+    centre = float(np.median(image[white])) if white.any() else float(np.median(image[brain])) if brain.any() else 1.0
+    away = 0.4 * centre  # SWI: fluid is hardly brighter than tissue
+    if name != "SWI" and fluid.any():
+        quantile = 75 if name == "T2w" else 25  # less partial volume than in the middle
+        away = max(away, abs(float(np.percentile(image[fluid], quantile)) - centre))
+    scaled = (image - np.float32(centre)) / np.float32(max(away, 1e-6))
+    return np.where(brain, np.clip(scaled, *RANGE), RANGE[0]).astype(np.float32)
+
+
+def marks(present: Sequence[str], spacing: Sequence[float]) -> np.ndarray:
+    """Constant channels: which sequences there are, and the voxel size; (SEQUENCES + 2,) float32."""
+    there = [float(name in present) for name in SEQUENCES]
+    return np.array([*there, np.log(spacing[0] / 0.7), np.log(spacing[2] / spacing[0]) / 2], np.float32)
+
+
+def slab(volume: np.ndarray, slices: Sequence[int], constants: np.ndarray) -> np.ndarray:
+    """What the network sees of some slices.
+
+    Parameters
+    ----------
+    volume : ndarray of float32
+        (X, Y, Z, SEQUENCES), absent sequences 0.
+    slices : sequence of int
+    constants : ndarray
+        From `marks`.
+
+    Returns
+    -------
+    ndarray of float32
+        (slices, X, Y, CHANNELS); beyond the first and last slice they are repeated.
+    """
+    x, y, z, n = volume.shape
+    near = np.clip(np.asarray(slices)[:, None] + np.arange(-REACH, REACH + 1), 0, z - 1)
+    out = np.empty((len(near), x, y, CHANNELS), np.float32)
+    out[..., : n * near.shape[1]] = np.moveaxis(volume[:, :, near], 2, 0).reshape(len(near), x, y, -1)
+    out[..., n * near.shape[1] :] = constants
+    return out
+
+
+def build(widths: tuple[int, ...] = WIDTHS) -> keras.Model:
+    """The network: (batch, X, Y, CHANNELS) to a logit for each voxel, (batch, X, Y, 1).
+
+    Parameters
+    ----------
+    widths : tuple of int
+        Filters of each level, finest first; X and Y must be divisible by ``2 ** (len(widths) - 1)``.
+    """
+    import keras
+    from keras import layers
+
+    def convolve(x: Any, filters: int) -> Any:
+        for _ in range(2):
+            x = layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
+            x = layers.ReLU()(layers.BatchNormalization(momentum=0.98)(x))
+        return x
+
+    seen = keras.Input((None, None, CHANNELS))
+    x, skips = seen, []
+    for level, filters in enumerate(widths):
+        x = convolve(layers.MaxPooling2D(2)(x) if level else x, filters)
+        skips.append(x)
+    for filters, skip in zip(widths[-2::-1], skips[-2::-1], strict=True):
+        x = layers.Conv2DTranspose(filters, 2, strides=2)(x)
+        x = convolve(layers.Concatenate()([x, skip]), filters)
+    first = keras.initializers.Constant(-4.0)  # few voxels are EPVS
+    return keras.Model(seen, layers.Conv2D(1, 1, bias_initializer=first)(x), name="unet")
+
+
+def prepared_volume(prepared: Prepared, names: Sequence[str]) -> np.ndarray:
+    """Normalised sequences of a session, (X, Y, Z, SEQUENCES) float32."""
+    white = np.isin(prepared.regions, WHITE_MATTER) & ~prepared.csf
+    out = np.zeros((*prepared.regions.shape, len(SEQUENCES)), np.float32)
+    for k, name in enumerate(SEQUENCES):
+        if name in names:
+            out[..., k] = normalised(prepared.images[name], prepared.brain, white, prepared.csf, name)
+    return out
+
+
+def logits(model: keras.Model, volume: np.ndarray, constants: np.ndarray, *, flips: bool = False) -> np.ndarray:
+    """Output of the network for each voxel of a volume (X, Y, Z, SEQUENCES), float32 (X, Y, Z).
+
+    Parameters
+    ----------
+    model : keras.Model
+    volume, constants : ndarray
+        See `slab`.
+    flips : bool
+        Mean with the left-right mirrored image.
+    """
+    x, y, z = volume.shape[:3]
+    step = 16
+    padded = np.pad(volume, ((0, -x % step), (0, -y % step), (0, 0), (0, 0)), mode="edge")
+    out = np.empty((x, y, z), np.float32)
+    for first in range(0, z, BATCH):
+        slices = list(range(first, min(first + BATCH, z)))
+        seen = slab(padded, slices + [z - 1] * (BATCH - len(slices)), constants)  # one shape: compiled once
+        made = np.asarray(model.predict_on_batch(seen))[..., 0]
+        if flips:
+            made = (made + np.asarray(model.predict_on_batch(seen[:, ::-1]))[:, ::-1, :, 0]) / 2
+        out[:, :, slices] = np.moveaxis(made[: len(slices), :x, :y], 0, -1)
+    return out
+
+
+def probabilities(logit: np.ndarray, calibration: Mapping[str, float]) -> np.ndarray:
+    """Calibrated share of EPVS in each voxel, float32: a logistic function of the network's output."""
+    return (1 / (1 + np.exp(-(calibration["slope"] * logit + calibration["offset"])))).astype(np.float32)
+
+
+def kind(spacing: Sequence[float]) -> str:
+    """``thick`` or ``thin`` slices."""
+    return "thick" if spacing[2] > THICK_MM else "thin"
+
+
+def calibrated(stored: Mapping[str, Any], names: Sequence[str], spacing: Sequence[float]) -> Mapping[str, float]:
+    """Slope, offset and threshold for a combination of sequences; without an entry of its own that of its first one."""
+    table = stored[kind(spacing)]
+    return table.get("+".join(names)) or table[names[0] if names[0] in table else "T2w"]
+
+
+@cache
+def network(file: Path | None = None) -> tuple[keras.Model, Mapping[str, Any]]:
+    """The network and its calibration, packaged or from a file; TensorFlow unless KERAS_BACKEND says otherwise.
+
+    Raises
+    ------
+    UsageError
+        Keras or its backend is not installed.
+    DataError
+        The weights are missing, damaged, or of another kind of network.
+    """
+    path = file or weights.shipped(WEIGHTS)
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        model = build(**weights.architecture(path))
+    except ImportError as error:
+        raise UsageError(
+            f"the network unet cannot run ({error}).",
+            remedy="Install TensorFlow (pip install 'bids_epvs[cpu]'), or choose --models frangi.",
+        ) from error
+    weights.load(model, path)
+    return model, weights.calibration(path)
+
+
+def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
+    """EPVS of one session from the sequences it has.
+
+    Returns
+    -------
+    Prediction
+        `probability` is the calibrated share of each voxel that EPVS fill, 0 outside the regions.
+    """
+    names = tuple(name for name in SEQUENCES if name in prepared.images)
+    model, stored = network(parameters.get("weights"))
+    used = calibrated(stored, names, prepared.spacing)
+    inside = (prepared.regions > 0) & ~prepared.csf
+    box = bounding_box(prepared.regions > 0, 16)
+    box = (box[0], box[1], slice(max(0, box[2].start), box[2].stop))
+    volume = prepared_volume(prepared, names)[box]
+    made = logits(model, volume, marks(names, prepared.spacing), flips=parameters["flips"])
+    probability = np.zeros(inside.shape, np.float32)
+    probability[box] = probabilities(made, used)
+    probability[~inside] = 0
+    record = {**parameters, "sequences": list(names), **used}
+    record.pop("weights", None)  # a path of this machine; the checksum is recorded
+    return Prediction("unet", probability, probability >= used["threshold"], record)
+
+
+SPEC = ModelSpec(
+    name="unet",
+    title="Multi-channel U-Net on any of T2w, T1w, FLAIR and SWI, trained on simulated EPVS",
+    doi="10.1016/j.ynirp.2023.100162",
+    citation=(
+        "Rashid T, Liu H, Ware JB, et al. Deep learning based detection of enlarged perivascular spaces on brain MRI. "
+        "Neuroimage: Reports 2023;3:100162."
+    ),
+    task="segmentation",
+    suffixes=SEQUENCES,
+    regions=NAMES,
+    predict=predict,
+    parameters={"flips": False},
+    normalise="white matter 0, cerebrospinal fluid 1 (T2w) or -1 (T1w, FLAIR); brain only",
+    build=build,
+    weights=WEIGHTS,
+    calibrated=True,
+    deviations=(
+        "Trained on simulated images of real label maps, not on manual segmentations; not validated on labelled scans.",
+        "One network for all combinations of sequences: they are left out at random in training and marked absent.",
+        "Two neighbouring slices on each side and the voxel size are further channels.",
+        "Targets are the share of each voxel that EPVS fill; loss is cross-entropy and soft Dice.",
+        "Sequences are aligned to the T2w instead of the SWI; large fluid is left out of the result.",
+        "The threshold makes the mean count right on held-out simulated brains, apart for thin and thick slices.",
+    ),
+)

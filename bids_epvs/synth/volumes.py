@@ -1,0 +1,186 @@
+"""Training examples of the segmentation network: T2w, T1w, FLAIR and SWI of simulated heads with their EPVS.
+
+`generate` (called by ``bids_epvs-train unet``) writes ``example-00000.npz`` and on: brains as the app hands them to
+the network (aligned to the T2w, normalised, skull-stripped), each a new deformation of a head with its own lesions,
+vessels, EPVS and protocols, isotropic and with thick slices in turn.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.nifti1 import Nifti1Image
+from scipy import ndimage
+
+from bids_epvs.errors import DataError
+from bids_epvs.models import unet
+from bids_epvs.prepare.intensity import large_fluid, levels
+from bids_epvs.prepare.labels import ATLAS_LABELS
+from bids_epvs.prepare.regions import WHITE_MATTER
+from bids_epvs.prepare.resample import bounding_box, resample
+from bids_epvs.synth import anatomy, contrast, scene
+from bids_epvs.synth.anatomy import Anatomy
+from bids_epvs.synth.contrast import Protocol
+from bids_epvs.synth.scene import Look, Scene
+
+logger = logging.getLogger(__name__)
+
+FINE_MM = 0.5
+BURDENS = {"any": 0.7, "elderly": 0.15, "low": 0.15}
+"""How often each of `tubes.BURDENS` is drawn."""
+VARIATION = 0.08
+"""Standard deviation of the logarithm of each tissue's intensity, on top of `contrast.draw_means`."""
+RESIDUAL_BIAS = 0.35
+"""Share of the coil field that bias correction leaves."""
+RESIDUAL_MM = 0.25
+"""Standard deviation of what registration between sequences leaves undone, along each axis."""
+_CEREBRUM = (2, 41, 3, 42)
+_BRAIN = [i for i, e in ATLAS_LABELS.items() if e.brain]
+
+
+def near_brain(head: Anatomy, margin_mm: float = 12.0) -> Anatomy:
+    """The head without what is farther than a margin from the cerebrum."""
+    box = bounding_box(np.isin(head.labels, _CEREBRUM), round(margin_mm / head.spacing[0]))
+    affine = head.affine.copy()
+    affine[:3, 3] = (head.affine @ [*(b.start for b in box), 1.0])[:3]
+    return replace(head, labels=np.ascontiguousarray(head.labels[box]), affine=affine)
+
+
+@lru_cache(maxsize=2)
+def _head(path: Path) -> Anatomy:
+    return anatomy.refined(near_brain(anatomy.read_labelmap(path)), FINE_MM)
+
+
+def draw_look(rng: np.random.Generator, name: str, *, strength: float, tesla: float) -> Look:
+    """`scene.draw_look` with tissues that differ more between scanners, so that the network relies on none of them."""
+    means = {k: v * float(np.exp(rng.normal(0, VARIATION))) for k, v in contrast.draw_means(rng, name, tesla).items()}
+    step = scene.epvs_share(rng, name, strength) * (means["CSF"] - means["WM"])
+    return Look(name, contrast.intensity_table(rng, means), step, means["WM"])
+
+
+def draw_protocol(rng: np.random.Generator, kind: str) -> Protocol:
+    """A protocol whose coil field has been corrected, but not quite."""
+    drawn = contrast.draw_protocol(rng, kind)
+    return replace(drawn, bias=drawn.bias * RESIDUAL_BIAS)
+
+
+def sequence(
+    rng: np.random.Generator, made: Scene, name: str, first: Protocol, grid: Nifti1Image, strength: float
+) -> np.ndarray:
+    """One image of a scene on the grid of its T2w, float32; other sequences have voxels of their own."""
+    drawn = draw_look(rng, name, strength=strength, tesla=first.tesla)
+    if name == "T2w":
+        return made.scan(rng, drawn, first)
+    kind = "research" if rng.random() < (0.75 if name == "T1w" else 0.5) else "clinical"
+    protocol = first if rng.random() < 0.3 else replace(draw_protocol(rng, kind), tesla=first.tesla)
+    data = made.scan(rng, drawn, protocol)
+    _, affine = made.grid(protocol.spacing)
+    moved = affine.copy()
+    moved[:3, 3] += rng.normal(0, RESIDUAL_MM, 3)
+    return np.asarray(resample(nib.Nifti1Image(data, moved), grid).dataobj)
+
+
+def labels_on(made: Scene, grid: Nifti1Image) -> np.ndarray:
+    """Label at the centre of each voxel of a grid, lesions and vessels as `anatomy.plain` has them."""
+    half = anatomy.every_second(made.head)
+    source = nib.Nifti1Image(anatomy.plain(half.labels), half.affine)
+    return np.asarray(resample(source, grid, order=0).dataobj)
+
+
+def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
+    """One brain.
+
+    Returns
+    -------
+    dict
+        ``images`` (uint8, X, Y, Z, sequences; `unet.RANGE` over 0-255), ``fraction`` (uint8, 255 = filled by EPVS),
+        ``regions`` (uint8), ``index`` (uint16, the EPVS that fills most of a voxel), ``csf`` (bool), ``spacing``.
+    """
+    first = draw_protocol(rng, kind)
+    shape, affine = made.grid(first.spacing)
+    grid = nib.Nifti1Image(np.broadcast_to(np.uint8(0), shape), affine)
+    strength = float(rng.uniform(0.5, 1.0))
+    found = labels_on(made, grid)
+    brain = ndimage.binary_opening(np.isin(found, _BRAIN))
+    regions = np.where(brain, made.regions_on(first.spacing), 0).astype(np.uint8)
+    white = np.isin(regions, WHITE_MATTER)
+    images = {name: sequence(rng, made, name, first, grid, strength) for name in unet.SEQUENCES}
+    box = bounding_box(brain, 4)
+    level = levels(images["T2w"], white, np.isin(found, (4, 43)))
+    csf = large_fluid(images["T2w"], np.where(brain, found, 0), first.spacing, level)
+    low, high = unet.RANGE
+    stack = []
+    for name in unet.SEQUENCES:
+        scaled = unet.normalised(images[name][box], brain[box], (white & ~csf)[box], csf[box], name)
+        stack.append(np.where(brain[box], scaled * _jitter(rng), low))
+    fraction, index = made.fraction(first.spacing)
+    return {
+        "images": np.rint((np.clip(np.stack(stack, axis=-1), low, high) - low) / (high - low) * 255).astype(np.uint8),
+        "fraction": np.rint(fraction[box] * 255).astype(np.uint8),
+        "index": index[box].astype(np.uint16),
+        "regions": regions[box],
+        "csf": csf[box],
+        "spacing": np.array(first.spacing, np.float32),
+    }
+
+
+def _jitter(rng: np.random.Generator) -> np.float32:
+    """What a wrong estimate of the fluid's intensity does."""
+    return np.float32(np.exp(rng.normal(0, 0.06)))
+
+
+@dataclass(frozen=True)
+class Task:
+    """The examples of one scene."""
+
+    heads: tuple[Path, ...]
+    out: Path
+    seed: int
+    number: int
+
+    def targets(self) -> Iterator[tuple[str, Path]]:
+        """Kind and file of each."""
+        for k, kind in enumerate(("research", "clinical")):
+            yield kind, self.out / f"example-{2 * self.number + k:05d}.npz"
+
+
+def write_examples(task: Task) -> None:
+    """Write the examples of a scene, unless they are there; temporary name first."""
+    if all(path.exists() for _, path in task.targets()):
+        return
+    rng = np.random.default_rng([task.seed, task.number])
+    burden = str(rng.choice(list(BURDENS), p=list(BURDENS.values())))
+    age = float(rng.uniform(45, 92))
+    made = scene.build(rng, _head(task.heads[task.number % len(task.heads)]), burden=burden, age=age, fine_mm=FINE_MM)
+    for kind, path in task.targets():
+        draft = path.with_suffix(".tmp")
+        with open(draft, "wb") as file:
+            np.savez(file, **example(rng, made, kind))
+        os.replace(draft, path)
+
+
+def generate(heads: tuple[Path, ...], out: Path, *, number: int, seed: int = 0, nprocs: int = 2) -> None:
+    """Write two examples (isotropic, thick slices) of each of `number` scenes of the heads in turn.
+
+    Raises
+    ------
+    DataError
+        There are no heads.
+    """
+    if not heads:
+        raise DataError("no label maps to make examples from.", where=out)
+    out.mkdir(parents=True, exist_ok=True)
+    tasks = [Task(heads, out, seed, k) for k in range(number)]
+    with ProcessPoolExecutor(nprocs) as pool:
+        for k, _ in enumerate(pool.map(write_examples, tasks), start=1):
+            if k % 10 == 0:
+                logger.info("%d of %d scenes simulated", k, number)

@@ -1,0 +1,312 @@
+"""Train the segmentation network on the examples of `synth.volumes`, then make its output probabilities."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from scipy import ndimage
+
+from bids_epvs.errors import DataError
+from bids_epvs.models import unet, weights
+from bids_epvs.models.unet import COMBINATIONS, REACH, SEQUENCES
+from bids_epvs.train import loop, losses
+
+logger = logging.getLogger(__name__)
+
+SHARES = (0.3, 0.1, 0.15, 0.1, 0.15, 0.05, 0.1, 0.05)
+"""How often each of `unet.COMBINATIONS` is drawn."""
+CROP = 96
+"""Voxels of a training crop along both axes of its slice."""
+NEAR_EPVS = 0.5
+"""Share of crops around an EPVS; the others are around any voxel of the regions."""
+TURNED = 0.4
+"""Share of crops that are rotated (by up to `MOST_DEGREES`) and scaled."""
+MOST_DEGREES = 60.0
+OUTSIDE = 0.1
+"""Weight of brain outside the regions in the loss."""
+EXPECTED = 0.3
+"""Share of some voxel that an EPVS must fill to be counted."""
+SMALLEST_MM3 = 0.5
+"""Volume from which a lesion is counted when the threshold is chosen (the default of the app)."""
+THRESHOLDS = np.arange(0.1, 0.71, 0.02)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One brain in memory.
+
+    Attributes
+    ----------
+    images : ndarray of uint8
+        (X, Y, Z, SEQUENCES).
+    fraction, regions : ndarray of uint8
+    spacing : tuple of float
+    epvs, inside : ndarray of int
+        (n, 3) voxels with EPVS, and voxels of the regions.
+    """
+
+    images: np.ndarray
+    fraction: np.ndarray
+    regions: np.ndarray
+    spacing: tuple[float, float, float]
+    epvs: np.ndarray
+    inside: np.ndarray
+
+
+def read(path: Path) -> Example:
+    """An example with the voxels that crops are drawn around."""
+    with np.load(path) as stored:
+        regions, fraction = stored["regions"], stored["fraction"]
+        x, y, z = (float(v) for v in stored["spacing"])
+        epvs = np.argwhere((fraction >= 64) & (regions > 0)).astype(np.int16)
+        inside = np.argwhere(regions > 0)[::7].astype(np.int16)
+        return Example(stored["images"], fraction, regions, (x, y, z), epvs, inside)
+
+
+class Examples(keras.utils.PyDataset):
+    """Random crops of random examples with random combinations of sequences; the folder may still be growing.
+
+    Parameters
+    ----------
+    folder : Path
+    steps : int
+        Items an epoch.
+    batch : int
+    seed : int
+    """
+
+    def __init__(self, folder: Path, *, steps: int, batch: int = 16, seed: int = 0) -> None:
+        super().__init__(workers=1, use_multiprocessing=False, max_queue_size=4)
+        self.folder, self.steps, self.batch, self.seed = folder, steps, batch, seed
+        self.epoch = -1
+        self.examples: dict[Path, Example] = {}
+        self.on_epoch_end()
+
+    def on_epoch_end(self) -> None:
+        """Look for new examples."""
+        self.epoch += 1
+        for path in sorted(self.folder.glob("example-*.npz")):
+            if path not in self.examples:
+                self.examples[path] = read(path)
+        if not self.examples:
+            raise DataError("no examples.", where=self.folder, remedy="Make them with bids_epvs-train unet.")
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        files = sorted(self.examples)
+        drawn = [crop(rng, self.examples[files[rng.integers(len(files))]]) for _ in range(self.batch)]
+        return np.stack([d[0] for d in drawn]), np.stack([d[1] for d in drawn])
+
+
+def crop(rng: np.random.Generator, example: Example, size: int = CROP) -> tuple[np.ndarray, np.ndarray]:
+    """Input (size, size, unet.CHANNELS) and target (size, size, 2: share of EPVS, weight) of one crop."""
+    pool = example.epvs if len(example.epvs) and rng.random() < NEAR_EPVS else example.inside
+    i, j, k = pool[rng.integers(len(pool))].astype(int)
+    near = np.clip(k + np.arange(-REACH, REACH + 1), 0, example.images.shape[2] - 1)
+    if rng.random() < 0.5:  # upside down
+        near = near[::-1]
+    matrix, turned = _plane(rng)
+    offset = rng.uniform(-size / 3, size / 3, 2)
+    grid = np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij"), -1) - (size - 1) / 2 + offset
+    at = grid @ matrix.T + [i, j]
+    at = at if turned else np.floor(at)  # whole voxels: nothing is interpolated
+    images = _sampled(example.images[:, :, near], at) / np.float32(255) * (unet.RANGE[1] - unet.RANGE[0])
+    images = _varied(rng, images + np.float32(unet.RANGE[0]))
+    brain = (images > unet.RANGE[0]).any(axis=(2, 3))
+    names = COMBINATIONS[int(rng.choice(len(COMBINATIONS), p=SHARES))]
+    images *= np.array([name in names for name in SEQUENCES], np.float32)
+    x, y, z = example.spacing
+    scale = float(np.sqrt(abs(np.linalg.det(matrix))))
+    constants = np.broadcast_to(unet.marks(names, (x * scale, y * scale, z)), (size, size, len(SEQUENCES) + 2))
+    seen = np.concatenate([images.reshape(size, size, -1), constants], axis=-1)
+    fraction = _sampled(example.fraction[:, :, k, None], at)[..., 0] / np.float32(255)
+    known = _sampled((example.regions[:, :, k, None] > 0).astype(np.uint8), at)[..., 0]
+    return seen, np.stack([fraction, np.maximum(known, OUTSIDE * brain)], axis=-1).astype(np.float32)
+
+
+def _plane(rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+    """2 x 2: mirrored half of the time, now and then rotated and scaled by up to 10 % (True)."""
+    out = np.diag([1.0 if rng.random() < 0.5 else -1.0, 1.0])
+    if rng.random() >= TURNED:
+        return out, False
+    angle = np.deg2rad(rng.uniform(-MOST_DEGREES, MOST_DEGREES))
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, -s], [s, c]]) @ out * np.exp(rng.uniform(-0.1, 0.1)), True
+
+
+def _sampled(planes: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Planes (X, Y, ...) at points (n, m, 2), bilinear, the border repeated; float32 (n, m, ...)."""
+    limit = np.array(planes.shape[:2]) - 1
+    at = np.clip(at, 0, limit)
+    low = np.minimum(np.floor(at).astype(int), limit - 1)
+    u, v = (at - low)[..., 0], (at - low)[..., 1]
+    i, j = low[..., 0], low[..., 1]
+    shape = (*at.shape[:2], *[1] * (planes.ndim - 2))
+    out = np.zeros((*at.shape[:2], *planes.shape[2:]), np.float32)
+    for a, wa in ((0, 1 - u), (1, u)):
+        for b, wb in ((0, 1 - v), (1, v)):
+            weight = (wa * wb).astype(np.float32)
+            if weight.any():
+                out += planes[i + a, j + b] * weight.reshape(shape)
+    return out
+
+
+def _varied(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
+    """Contrast and level of each sequence changed a little, noise added; what is not brain stays."""
+    n = images.shape[-1]
+    gain, level = np.exp(rng.normal(0, 0.1, size=n)), rng.normal(0, 0.04, size=n)
+    made = images * np.asarray(gain, np.float32) + np.asarray(level, np.float32)
+    if rng.random() < 0.3:
+        made += rng.standard_normal(images.shape, dtype=np.float32) * np.float32(rng.uniform(0, 0.06))
+    return np.where(images > unet.RANGE[0] + 1e-3, np.clip(made, *unet.RANGE), unet.RANGE[0])
+
+
+def as_volume(example: Example, names: Sequence[str]) -> np.ndarray:
+    """What `unet.prepared_volume` would give, (X, Y, Z, SEQUENCES) float32."""
+    low, high = unet.RANGE
+    there = np.array([name in names for name in SEQUENCES], np.float32)
+    return (example.images / np.float32(255) * np.float32(high - low) + np.float32(low)) * there
+
+
+def dice(model: keras.Model, examples: Sequence[Example]) -> dict[str, float]:
+    """Voxel Dice at 0.5 in some slices of held-out brains, by thickness, from the T2w alone and from all sequences."""
+    out = {}
+    for names in (COMBINATIONS[0], COMBINATIONS[3]):
+        for kind in ("thin", "thick"):
+            overlap = total = 0
+            for example in (e for e in examples if unet.kind(e.spacing) == kind):
+                filled = np.flatnonzero((example.regions > 0).any(axis=(0, 1)))
+                chosen = filled[np.linspace(0, len(filled) - 1, 2 * REACH + 8).astype(int)]
+                seen = unet.slab(as_volume(example, names), chosen, unet.marks(names, example.spacing))
+                pads = [(0, 0), (0, -seen.shape[1] % 16), (0, -seen.shape[2] % 16), (0, 0)]
+                made = np.asarray(model.predict(np.pad(seen, pads, mode="edge"), batch_size=4, verbose=0))
+                found = np.moveaxis(made[:, : seen.shape[1], : seen.shape[2], 0] > 0, 0, -1)
+                inside = example.regions[:, :, chosen] > 0
+                true = (example.fraction[:, :, chosen] >= 128) & inside
+                overlap += 2 * int((found & true).sum())
+                total += int((found & inside).sum()) + int(true.sum())
+            out[f"dice_{kind}_{'+'.join(names)}"] = overlap / max(total, 1)
+    return out
+
+
+def fitted(logit: np.ndarray, share: np.ndarray, *, iterations: int = 30) -> tuple[float, float]:
+    """Slope and offset that make ``1 / (1 + exp(-(slope * logit + offset)))`` the likeliest given shares (Newton)."""
+    x = np.stack([logit.astype(np.float64), np.ones(len(logit))], axis=1)
+    beta = np.array([1.0, 0.0])
+    for _ in range(iterations):
+        p = 1 / (1 + np.exp(-np.clip(x @ beta, -40, 40)))
+        hessian = x.T @ (x * np.maximum(p * (1 - p), 1e-9)[:, None]) + 1e-6 * np.eye(2)
+        step = np.linalg.solve(hessian, x.T @ (share - p))
+        beta += np.clip(step, -1, 1)
+        if np.abs(step).max() < 1e-6:
+            break
+    return float(beta[0]), float(beta[1])
+
+
+def counts(probability: np.ndarray, voxel_mm3: float) -> np.ndarray:
+    """Number of lesions of at least `SMALLEST_MM3` at each of `THRESHOLDS`."""
+    out = []
+    for threshold in THRESHOLDS:
+        found, _ = ndimage.label(probability >= threshold, np.ones((3, 3, 3)))
+        out.append(int((np.bincount(found.ravel())[1:] * voxel_mm3 >= SMALLEST_MM3 - 1e-9).sum()))
+    return np.array(out)
+
+
+def expected_count(path: Path) -> int:
+    """EPVS of an example that can be seen: that fill `EXPECTED` of some voxel of the regions."""
+    with np.load(path) as stored:
+        shown = (stored["fraction"] >= EXPECTED * 255) & (stored["regions"] > 0)
+        return len(np.unique(stored["index"][shown & (stored["index"] > 0)]))
+
+
+def calibrate(model: keras.Model, files: Sequence[Path]) -> dict[str, dict[str, dict[str, float]]]:
+    """Slope, offset and threshold for each thickness and combination of sequences, from held-out brains.
+
+    The threshold is the one at which the mean count is right.
+
+    Returns
+    -------
+    dict
+        ``{"thin": {"T2w+T1w": {"slope", "offset", "threshold", "count_ratio"}}}``.
+    """
+    out: dict[str, dict[str, dict[str, float]]] = {}
+    for names in COMBINATIONS:
+        found: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray, float, int]]] = {}
+        for path in files:
+            example = read(path)
+            with np.load(path) as stored:
+                inside = (example.regions > 0) & ~stored["csf"]
+            made = unet.logits(model, as_volume(example, names), unet.marks(names, example.spacing))
+            share = example.fraction[inside] / 255.0
+            voxel = float(np.prod(example.spacing))
+            made = np.where(inside, made, -30).astype(np.float32)
+            found.setdefault(unet.kind(example.spacing), []).append(
+                (made[inside], share, made, voxel, expected_count(path))
+            )
+        for kind, rows in found.items():
+            slope, offset = fitted(np.concatenate([r[0] for r in rows]), np.concatenate([r[1] for r in rows]))
+            settled = {"slope": slope, "offset": offset}
+            made_counts = np.array([counts(unet.probabilities(r[2], settled), r[3]) for r in rows])
+            ratio = made_counts.sum(axis=0) / max(1, sum(r[4] for r in rows))
+            best = int(np.argmin(np.abs(np.log(np.maximum(ratio, 1e-3)))))
+            entry = {**settled, "threshold": float(THRESHOLDS[best]), "count_ratio": float(ratio[best])}
+            out.setdefault(kind, {})["+".join(names)] = {k: round(v, 4) for k, v in entry.items()}
+            logger.info("%s, %s slices: %s", "+".join(names), kind, entry)
+    return out
+
+
+def train(
+    examples: Path,
+    held_out: Path,
+    out: Path,
+    schedule: loop.Schedule,
+    *,
+    batch: int = 16,
+    widths: tuple[int, ...] | None = None,
+    init: Path | None = None,
+    about: Mapping[str, object] | None = None,
+) -> None:
+    """Train on one folder of examples, judge and calibrate on another; see `loop.fit` for what is written.
+
+    Parameters
+    ----------
+    examples, held_out, out : Path
+    schedule : Schedule
+    batch : int
+        Crops in a step.
+    widths : tuple of int, optional
+        Filters of each level; by default those of `init`, or `unet.WIDTHS`.
+    init : Path, optional
+        Weights to begin with.
+    about : mapping, optional
+    """
+    keras.utils.set_random_seed(schedule.seed)
+    stored = weights.architecture(init) if init else {}
+    architecture = {"widths": widths or stored.get("widths", unet.WIDTHS)}
+    model = unet.build(**architecture)
+    if init:
+        weights.load(model, init)
+    data = Examples(examples, steps=schedule.epoch, batch=batch, seed=schedule.seed)
+    files = sorted(held_out.glob("example-*.npz"))
+    judges = [read(path) for path in files]
+    figures: Callable[[Any], Mapping[str, float]] = lambda m: dice(m, judges)  # noqa: E731
+    loop.fit(
+        model,
+        data,
+        losses.weighted_entropy_and_dice,
+        schedule,
+        out=out,
+        figures=figures,
+        architecture=architecture,
+        calibrate=lambda m: calibrate(m, files),
+        about=about,
+    )

@@ -1,0 +1,121 @@
+"""The segmentation network: what it sees, its size, its answer for any combination of sequences."""
+
+import numpy as np
+import pytest
+
+from bids_epvs.models import unet, weights
+from bids_epvs.records import Prepared
+
+SMALL = (2, 3, 4)
+SETTLED = {"slope": 1.0, "offset": 0.0, "threshold": 0.5}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """Weights of a small network that was not trained."""
+    path = tmp_path_factory.mktemp("unet") / "weights.npz"
+    weights.save(unet.build(SMALL), path, {"widths": SMALL}, {"thin": {"T2w": SETTLED, "T1w": SETTLED}})
+    return path
+
+
+def test_sequences_mean_the_same_whatever_the_scanner():
+    white = np.zeros((10, 10, 4), bool)
+    fluid, brain = white.copy(), white.copy()
+    white[2:6], fluid[6:8], brain[2:8] = True, True, True
+    for name, gain, levels, expected in (
+        ("T2w", 1.0, (400, 1100), 1),
+        ("T2w", 0.01, (400, 1100), 1),
+        ("T1w", 3.0, (900, 200), -1),
+        ("FLAIR", 1.0, (420, 110), -1),
+        ("SWI", 1.0, (500, 600), 0.5),
+    ):
+        image = gain * np.where(white, levels[0], np.where(fluid, levels[1], 5000.0))
+        made = unet.normalised(image, brain, white, fluid, name)
+        assert np.allclose(made[white], 0)
+        assert np.allclose(made[fluid], expected, atol=1e-6)
+        assert (made[~brain] == unet.RANGE[0]).all()
+    nothing = np.zeros_like(white)
+    assert np.isfinite(unet.normalised(np.zeros(white.shape), nothing, nothing, nothing, "T2w")).all()
+
+
+def test_a_slab_holds_the_neighbours(rng):
+    volume = rng.normal(size=(5, 6, 7, 4)).astype(np.float32)
+    seen = unet.slab(volume, [0, 3], unet.marks(("T2w", "FLAIR"), (0.7, 0.7, 2.8)))
+    assert seen.shape == (2, 5, 6, unet.CHANNELS)
+    assert np.array_equal(seen[1, ..., :20].reshape(5, 6, 5, 4), volume[:, :, 1:6])
+    assert np.array_equal(seen[0, ..., :20].reshape(5, 6, 5, 4), volume[:, :, [0, 0, 0, 1, 2]])
+    assert np.allclose(seen[..., 20:], [1, 0, 1, 0, 0, np.log(4) / 2])
+
+
+def test_slices_are_put_back_where_they_were(rng):
+    class Middle:
+        def predict_on_batch(self, seen):
+            return seen[..., 8:9]
+
+    volume = rng.normal(size=(21, 18, 9, 4)).astype(np.float32)
+    for flips in (False, True):
+        made = unet.logits(Middle(), volume, unet.marks(("T2w",), (1, 1, 1)), flips=flips)
+        assert np.allclose(made, volume[..., 0], atol=1e-6)
+
+
+def test_the_network_of_the_paper_in_small():
+    model = unet.build()
+    kinds = [type(layer).__name__ for layer in model.layers]
+    levels = len(unet.WIDTHS)
+    assert kinds.count("MaxPooling2D") == kinds.count("Conv2DTranspose") == kinds.count("Concatenate") == levels - 1
+    assert kinds.count("Conv2D") == 2 * (2 * levels - 1) + 1
+    assert 200_000 < model.count_params() < 2_000_000
+    first = np.asarray(model.predict_on_batch(np.zeros((1, 32, 48, unet.CHANNELS), np.float32)))
+    assert first.shape == (1, 32, 48, 1)
+    assert (first < -2).all(), "before training little is EPVS"
+
+
+def test_loss_falls_on_one_batch(rng):
+    import keras
+
+    from bids_epvs.train import losses
+
+    keras.utils.set_random_seed(3)
+    seen = rng.normal(size=(2, 32, 32, unet.CHANNELS)).astype(np.float32)
+    target = np.stack([seen[..., 8] > 1, np.ones((2, 32, 32))], axis=-1).astype(np.float32)
+    model = unet.build(SMALL)
+    model.compile(optimizer=keras.optimizers.Adam(1e-2), loss=losses.weighted_entropy_and_dice)
+    loss = [float(model.train_on_batch(seen, target)) for _ in range(30)]
+    assert loss[-1] < 0.5 * loss[0]
+
+
+def prepared(rng, names):
+    shape = (40, 44, 12)
+    regions = np.zeros(shape, np.uint8)
+    regions[8:30, 8:36, 2:10] = 3
+    csf = np.zeros(shape, bool)
+    csf[16:20, 20:24, 4:6] = True
+    return Prepared(
+        images={n: rng.uniform(300, 500, shape).astype(np.float32) for n in names},
+        brain=regions > 0,
+        regions=regions,
+        csf=csf,
+        spacing=(0.8, 0.8, 0.9),
+        native=None,
+        slices={},
+        hemisphere=np.ones(shape, np.uint8),
+    )
+
+
+@pytest.mark.parametrize("names", unet.COMBINATIONS)
+def test_every_combination_gives_an_answer(rng, file, names):
+    session = prepared(rng, names)
+    found = unet.predict(session, {"flips": True, "weights": file})
+    assert found.probability.shape == session.regions.shape
+    assert found.probability.dtype == np.float32
+    inside = (session.regions > 0) & ~session.csf
+    assert (found.probability[inside] > 0).all()
+    assert not found.probability[~inside].any()
+    assert found.parameters["sequences"] == list(names)
+    assert "weights" not in found.parameters, "a path of this machine is no result"
+
+
+def test_calibration_of_the_nearest_combination():
+    table = {"thin": {"T2w": {"slope": 1}, "T2w+FLAIR": {"slope": 2}, "T1w": {"slope": 3}}}
+    for names, slope in ((("T2w", "FLAIR"), 2), (("T2w", "SWI"), 1), (("T1w", "SWI"), 3), (("SWI",), 1)):
+        assert unet.calibrated(table, names, (1, 1, 1))["slope"] == slope

@@ -1,0 +1,91 @@
+"""Crops, calibration and threshold of the segmentation network."""
+
+import numpy as np
+import pytest
+
+from bids_epvs.errors import DataError
+from bids_epvs.models import unet
+from bids_epvs.train import unet as training
+
+SHAPE, SPACING = (60, 70, 12), (0.5, 0.5, 4.0)
+
+
+@pytest.fixture
+def path(tmp_path, rng):
+    """An example on disk whose T2w shows exactly the EPVS."""
+    fraction = np.zeros(SHAPE, np.uint8)
+    index = np.zeros(SHAPE, np.uint16)
+    for n in range(1, 13):
+        x, y, z = rng.integers(5, 50), rng.integers(5, 60), rng.integers(1, 11)
+        fraction[x : x + 3, y : y + 3, z], index[x : x + 3, y : y + 3, z] = 255, n
+    images = np.full((*SHAPE, 4), 109, np.uint8)  # white matter
+    images[..., 0] = np.where(fraction > 0, 220, 109)
+    regions = np.zeros(SHAPE, np.uint8)
+    regions[4:56, 4:66, 1:11] = 3
+    arrays = {"images": images, "fraction": fraction, "index": index, "regions": regions}
+    file = tmp_path / "example-00000.npz"
+    np.savez(file, **arrays, csf=np.zeros(SHAPE, bool), spacing=np.array(SPACING, np.float32))
+    return file
+
+
+def test_a_crop_keeps_image_and_truth_together(path, rng):
+    example = training.read(path)
+    combinations = set()
+    for _ in range(60):
+        seen, target = training.crop(rng, example, 32)
+        assert seen.shape == (32, 32, unet.CHANNELS)
+        names = tuple(n for n, there in zip(unet.SEQUENCES, seen[0, 0, -6:-2], strict=True) if there)
+        combinations.add(names)
+        middle = seen[..., len(unet.SEQUENCES) * unet.REACH]
+        if "T2w" in names and target[..., 0].max() > 0.9:
+            assert middle[target[..., 0] > 0.9].min() > middle[target[..., 0] == 0].max()
+        for channel, name in enumerate(unet.SEQUENCES):
+            if name not in names:
+                assert not seen[..., channel : 4 * (2 * unet.REACH + 1) : 4].any()
+    assert combinations == set(unet.COMBINATIONS)
+
+
+def test_batches_differ_by_index_and_not_by_call(path):
+    data = training.Examples(path.parent, steps=3, batch=2, seed=5)
+    first, again, other = data[0], data[0], data[1]
+    assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
+    assert not np.array_equal(first[0], other[0])
+    with pytest.raises(DataError, match="no examples"):
+        training.Examples(path.parent / "none", steps=1)
+
+
+def test_slope_and_offset_are_recovered(rng):
+    logit = rng.normal(-3, 3, 40_000)
+    share = (rng.random(40_000) < 1 / (1 + np.exp(-(0.6 * logit + 0.8)))).astype(float)
+    slope, offset = training.fitted(logit, share)
+    assert slope == pytest.approx(0.6, abs=0.03)
+    assert offset == pytest.approx(0.8, abs=0.08)
+
+
+class Sees:
+    """A network that marks what is bright on T2w, and half of the time a voxel that is not."""
+
+    def predict_on_batch(self, seen):
+        t2w = seen[..., len(unet.SEQUENCES) * unet.REACH, None]
+        return np.where(t2w > 1, 3.0, np.where(t2w < -0.5, -0.5, -4.0)).astype(np.float32)
+
+
+def test_calibration_makes_counts_right(path):
+    assert training.expected_count(path) <= 12
+    found = training.calibrate(Sees(), [path])
+    assert set(found) == {"thick"}
+    assert set(found["thick"]) == {"+".join(names) for names in unet.COMBINATIONS}
+    assert found["thick"]["T2w"]["count_ratio"] == pytest.approx(1, abs=0.2)
+    example = training.read(path)
+    made = unet.logits(Sees(), training.as_volume(example, ("T2w",)), unet.marks(("T2w",), SPACING))
+    likely = unet.probabilities(made, found["thick"]["T2w"])
+    assert likely[example.fraction > 0].mean() > 0.9
+    assert likely.sum() == pytest.approx((example.fraction / 255).sum(), rel=0.1), "shares add up to the volume"
+    assert training.dice(Loud(), [example])["dice_thick_T2w"] == 1
+
+
+class Loud(Sees):
+    """The same through the other door of Keras."""
+
+    def predict(self, seen, **_):
+        return self.predict_on_batch(seen)
