@@ -313,6 +313,8 @@ def _measure(scan: Scan, settings: Settings, name: str, prepared: Prepared) -> t
         model=name,
     )
     chosen = [r for r in load(name).regions if not settings.regions or r in settings.regions]
+    used = write.read_json(paths.sidecar(files["instances"]))["Parameters"]
+    known = {n: used[f"lesion_{n}"] for n in ("slope", "offset", "missed") if f"lesion_{n}" in used}
     summary = ratings.summarise(
         lesion,
         labels,
@@ -321,6 +323,7 @@ def _measure(scan: Scan, settings: Settings, name: str, prepared: Prepared) -> t
         slices=prepared.slices,
         names=[n for n in NAMES if n in chosen],
         model=name,
+        certainty=ratings.Certainty(**known) if known else None,
     )
     return lesion, summary
 

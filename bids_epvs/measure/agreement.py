@@ -305,12 +305,38 @@ def poisson_binomial(probabilities: Values) -> np.ndarray:
     return out
 
 
-def count_interval(probabilities: Values, *, level: float = 0.9) -> tuple[int, int]:
-    """Central interval of a `poisson_binomial` count.
+def count_distribution(probabilities: Values, missed: float = 0.0) -> np.ndarray:
+    """Distribution of a count: lesions found that may be none, and a Poisson number of lesions missed.
 
-    >>> count_interval([1.0, 1.0, 0.5])
+    Parameters
+    ----------
+    probabilities : array_like
+        That each lesion found is one.
+    missed : float
+        Expected number of lesions missed.
+
+    Returns
+    -------
+    ndarray
+        P(0), P(1), ...; sums to 1.
+
+    >>> count_distribution([1.0], 0.0)
+    array([0., 1.])
+    """
+    found = poisson_binomial(probabilities)
+    if missed <= 0:
+        return found
+    most = int(stats.poisson.ppf(1 - 1e-9, missed))
+    out = np.convolve(found, stats.poisson.pmf(np.arange(most + 1), missed))
+    return out / out.sum()
+
+
+def interval(distribution: np.ndarray, *, level: float = 0.9) -> tuple[int, int]:
+    """Central interval of a distribution over 0, 1, 2, ...
+
+    >>> interval(poisson_binomial([1.0, 1.0, 0.5]))
     (2, 3)
     """
-    below = np.cumsum(poisson_binomial(probabilities))
+    below = np.cumsum(distribution)
     tail = (1 - level) / 2
     return int(np.searchsorted(below, tail + 1e-12)), int(np.searchsorted(below, 1 - tail - 1e-12))

@@ -8,10 +8,13 @@ Potter et al. 2015, doi:10.1159/000375153; Adams et al. 2013, doi:10.1161/STROKE
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from bids_epvs.measure import agreement
 from bids_epvs.prepare.regions import REGIONS
 
 SUMMARY_COLUMNS = [
@@ -19,7 +22,36 @@ SUMMARY_COLUMNS = [
     *("rating", "rating_scale", "p_0", "p_1", "p_2", "p_3", "p_4"),
     *("slice", "slice_count", "adams_count", "region_volume_mm3"),
 ]
+GRADES = 5
 _ADAMS_SLICE = {"BasalGanglia": "anterior_commissure", "CentrumSemiovale": "adams_cso"}
+
+
+@dataclass(frozen=True)
+class Certainty:
+    """How far the lesions of a method can be relied on, measured on held-out brains.
+
+    Attributes
+    ----------
+    slope, offset : float
+        The chance that a lesion is an EPVS is ``1 / (1 + exp(-(slope * logit(p) + offset)))``, where p is its mean
+        probability.
+    missed : float
+        EPVS missed for each that is found.
+    """
+
+    slope: float
+    offset: float
+    missed: float
+
+    def chances(self, probability: np.ndarray) -> np.ndarray:
+        """Chance of each lesion to be an EPVS."""
+        p = np.clip(probability, 1e-4, 1 - 1e-4)
+        return 1 / (1 + np.exp(-(self.slope * np.log(p / (1 - p)) + self.offset)))
+
+    def distribution(self, probability: np.ndarray) -> np.ndarray:
+        """Distribution of the true number of EPVS, P(0), P(1), ..., given the lesions found."""
+        chances = self.chances(np.asarray(probability, float))
+        return agreement.count_distribution(chances, self.missed * max(float(chances.sum()), 0.5))
 
 
 def potter(count: int, region: str) -> int | None:
@@ -61,6 +93,7 @@ def summarise(
     slices: Mapping[str, int],
     names: Iterable[str],
     model: str = "",
+    certainty: Certainty | None = None,
 ) -> pd.DataFrame:
     """A row per region and hemisphere (left, right, both).
 
@@ -76,6 +109,8 @@ def summarise(
         From `regions.rating_slices`.
     names : iterable of str
         Regions to report; one that the scan does not show has missing values.
+    certainty : Certainty, optional
+        Without it there are no intervals and no probabilities of grades.
 
     Returns
     -------
@@ -88,19 +123,25 @@ def summarise(
         for index, region in REGIONS.items():
             if region.name == name:
                 size = float((regions == index).sum() * voxel_mm3)
-                sides[region.side.lower()] = _side(lesions, labels, name, region.side.lower(), size, slices)
+                side = region.side.lower()
+                chosen = lesions[(lesions["region"] == name) & (lesions["hemisphere"] == side)]
+                sides[side] = _side(chosen, labels, name, size, slices, certainty)
         for side, row in {**sides, "both": _both(sides)}.items():
             rows.append({"model": model, "region": name, "hemisphere": side, **row})
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
 
 
 def _side(
-    lesions: pd.DataFrame, labels: np.ndarray, name: str, side: str, size: float, slices: Mapping[str, int]
-) -> dict:
-    """Numbers of one region of one hemisphere."""
+    chosen: pd.DataFrame,
+    labels: np.ndarray,
+    name: str,
+    size: float,
+    slices: Mapping[str, int],
+    certainty: Certainty | None,
+) -> dict[str, Any]:
+    """Numbers of one region of one hemisphere; `chosen` are its lesions."""
     if size == 0:
         return {"region_volume_mm3": 0.0}
-    chosen = lesions[(lesions["region"] == name) & (lesions["hemisphere"] == side)]
     counts = slice_counts(labels, chosen["index"].to_numpy(int))
     best = fullest(counts)
     top = int(counts[best]) if best is not None else 0
@@ -110,7 +151,15 @@ def _side(
     if wanted is not None and wanted in slices:
         adams = int(counts[slices[wanted]])
     volume = float(chosen["volume_mm3"].sum())
+    sure: dict[str, Any] = {}
+    if certainty:
+        likely = chosen["probability"].to_numpy(float)
+        shown = chosen["index"].isin(np.unique(labels[..., best])) if best is not None else np.zeros(len(chosen), bool)
+        rated = certainty.distribution(likely if name == "Midbrain" else likely[np.asarray(shown)])
+        grades = None if rating is None else grade_chances(rated, name)
+        sure = _sure(certainty.distribution(likely), grades)
     return {
+        **sure,
         "count": len(chosen),
         "volume_mm3": round(volume, 3),
         "volume_fraction": round(volume / size, 6),
@@ -123,6 +172,22 @@ def _side(
     }
 
 
+def grade_chances(distribution: np.ndarray, region: str) -> np.ndarray:
+    """Probability of each Potter grade from the distribution of the count that decides, (`GRADES`,)."""
+    grades = [potter(n, region) or 0 for n in range(len(distribution))]
+    return np.bincount(grades, weights=distribution, minlength=GRADES)
+
+
+def _sure(distribution: np.ndarray, grades: np.ndarray | None) -> dict[str, Any]:
+    """Interval of the count and probabilities of grades as columns; the distributions stay with them."""
+    low, high = agreement.interval(distribution)
+    columns = {} if grades is None else {f"p_{k}": round(float(p), 4) for k, p in enumerate(grades)}
+    return {"count_low": low, "count_high": high, **columns, _COUNTS: distribution, _GRADES: grades}
+
+
+_COUNTS, _GRADES = "distribution of the count", "probabilities of grades"
+
+
 def _both(sides: Mapping[str, dict]) -> dict:
     """Both hemispheres together: sums, and the hemisphere with the higher rating decides (ties: left)."""
     present = [s for s in sides.values() if s["region_volume_mm3"] > 0]
@@ -132,8 +197,18 @@ def _both(sides: Mapping[str, dict]) -> dict:
     size = sum(s["region_volume_mm3"] for s in present)
     volume = sum(s["volume_mm3"] for s in present)
     adams = [s["adams_count"] for s in present if s["adams_count"] is not None]
+    sure: dict[str, Any] = {}
+    if all(_COUNTS in s for s in present):
+        counts, grades = np.ones(1), None
+        for own in present:
+            counts = np.convolve(counts, own[_COUNTS])
+            if own[_GRADES] is not None:  # the higher grade of the two sides
+                below = np.cumsum(own[_GRADES])
+                grades = below if grades is None else grades * below
+        sure = _sure(counts, None if grades is None else np.diff(grades, prepend=0.0))
     return {
         **decisive,
+        **sure,
         "count": sum(s["count"] for s in present),
         "volume_mm3": round(volume, 3),
         "volume_fraction": round(volume / size, 6),

@@ -32,6 +32,8 @@ _CLASSES = ("CSF", "GM", "WM", "DGM")
 _CLASS_OF = {"CSF": "CSF", "GM": "GM", "WM": "WM", "DGM": "DGM", "Pallidum": "DGM"}
 MIXED = (7, 46, 8, 47, 16, 28, 60)
 """Labels that hold several tissues, or one unlike the cerebrum's: intensities do not decide about them."""
+BLENDED = (10, 49, 12, 51)
+"""Thalamus and putamen, whose borders hardly show: network and atlas together are nearer to the truth than either."""
 _INDICES = np.array(list(ATLAS_LABELS), np.int16)
 _IN_SKULL = np.array([e.brain for e in ATLAS_LABELS.values()])
 
@@ -346,6 +348,31 @@ def structure_look(parcels: Parcels) -> Nifti1Image:
     for k, index in enumerate(parcels.labels):
         out += data[..., k] * np.float32(atlas.CONTRASTS["structures"][ATLAS_LABELS[index].tissue])
     return nib.Nifti1Image(out, parcels.probability.affine)
+
+
+def blended(parcels: Parcels, warp: Transform) -> Parcels:
+    """Structures in which the deformed atlas knows as much as the network (`BLENDED`): the mean of both.
+
+    Parameters
+    ----------
+    parcels : Parcels
+    warp : Transform
+        From `register.structures_onto_atlas`.
+    """
+    from bids_epvs.prepare import ants
+
+    chosen = [k for k, index in enumerate(parcels.labels) if index in BLENDED]
+    columns = [list(ATLAS_LABELS).index(parcels.labels[k]) for k in chosen]
+    source = atlas.probabilities()
+    part = np.asarray(source.dataobj)[..., columns].astype(np.float32) / 255
+    data = np.asarray(parcels.probability.dataobj)
+    frame = nib.Nifti1Image(data[..., 0], parcels.probability.affine)
+    known = np.asarray(ants.apply(nib.Nifti1Image(part, source.affine), frame, warp).dataobj)
+    out = data.copy()
+    out[..., chosen] = (data[..., chosen] + known) / 2
+    total = np.maximum(out.sum(axis=-1), 1e-6)
+    out *= np.minimum(1, np.maximum(data.sum(axis=-1), 0) / total)[..., None]
+    return Parcels(nib.Nifti1Image(out, parcels.probability.affine), parcels.labels)
 
 
 def from_parcels(images: Sequence[Nifti1Image], parcels: Parcels, to_template: np.ndarray) -> Anatomy:

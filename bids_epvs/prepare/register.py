@@ -88,24 +88,28 @@ def template_to(image: Nifti1Image, *, contrast: str = "T2w", kind: str = "defor
     return Alignment(transform, matrix, stripped, _similarity(fixed, moving, transform))
 
 
-def deformed_onto_atlas(alignment: Alignment, looks: tuple[Nifti1Image, Nifti1Image], *, work_dir: Path) -> Alignment:
-    """The alignment with a deformation found between two pictures of the same structures, one drawn from the atlas.
+def structures_onto_atlas(looks: tuple[Nifti1Image, Nifti1Image], *, work_dir: Path) -> Transform:
+    """The deformation between two pictures of the same structures in template pose, one drawn from the atlas.
 
     Parameters
     ----------
-    alignment : Alignment
-        Affine.
     looks : tuple of Nifti1Image
-        The scan's structures in template pose (fixed), the atlas (moving); intensities mean the same in both.
+        The scan's structures (fixed), the atlas (moving); intensities mean the same in both.
     work_dir : Path
         For the transform files.
     """
     from bids_epvs.prepare import ants
 
     still = ants.identity(work_dir)
-    warp = ants.register(
+    return ants.register(
         *looks, kind="deformable", work_dir=work_dir, initial=still, metric="meansquares", iterations=(30, 15, 0)
     )
+
+
+def deformed(alignment: Alignment, warp: Transform) -> Alignment:
+    """An affine alignment with a deformation in template pose behind it."""
+    from bids_epvs.prepare import ants
+
     affine = alignment.transform
     both = ants.Transform(
         (*affine.forward, *warp.forward), (*warp.inverse, *affine.inverse), (*warp.invert, *affine.invert)

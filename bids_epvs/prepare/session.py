@@ -119,7 +119,8 @@ def prepare(
         sure = confidence(parcels)
         if registration == "deformable":
             looks = brain.structure_look(parcels), atlas.head("structures", brain_only=True)
-            alignment = register.deformed_onto_atlas(alignment, looks, work_dir=work_dir / "structures")
+            warp = register.structures_onto_atlas(looks, work_dir=work_dir / "structures")
+            alignment, parcels = register.deformed(alignment, warp), brain.blended(parcels, warp)
     if segmentation is None and parcellate:
         anatomy = brain.from_parcels(contrasts, parcels, alignment.to_template)
     elif segmentation is None:

@@ -103,7 +103,8 @@ def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
     -------
     dict
         ``images`` (uint8, X, Y, Z, sequences; `unet.RANGE` over 0-255), ``fraction`` (uint8, 255 = filled by EPVS),
-        ``regions`` (uint8), ``index`` (uint16, the EPVS that fills most of a voxel), ``csf`` (bool), ``spacing``.
+        ``regions`` (uint8), ``index`` (uint16, the EPVS that fills most of a voxel), ``csf`` (bool), ``spacing``,
+        ``diameter_mm`` (of each EPVS).
     """
     first = draw_protocol(rng, kind)
     shape, affine = made.grid(first.spacing)
@@ -130,6 +131,7 @@ def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
         "regions": regions[box],
         "csf": csf[box],
         "spacing": np.array(first.spacing, np.float32),
+        "diameter_mm": np.array([t.diameter_mm for t in made.tubes], np.float32),
     }
 
 

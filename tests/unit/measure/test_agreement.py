@@ -124,7 +124,10 @@ def test_change_between_scans():
 def test_poisson_binomial_is_binomial_for_equal_chances(rng):
     assert agreement.poisson_binomial([0.3] * 12) == pytest.approx(stats.binom.pmf(np.arange(13), 12, 0.3))
     chances = rng.random(40)
-    low, high = agreement.count_interval(chances)
     drawn = (rng.random((4000, 40)) < chances).sum(axis=1)
-    assert 0.88 <= np.mean((low <= drawn) & (drawn <= high)) <= 0.99
-    assert agreement.count_interval([]) == (0, 0)
+    for missed in (0.0, 3.0):
+        low, high = agreement.interval(agreement.count_distribution(chances, missed))
+        number = drawn + rng.poisson(missed, 4000)
+        assert 0.88 <= np.mean((low <= number) & (number <= high)) <= 0.99
+    assert agreement.interval(agreement.poisson_binomial([])) == (0, 0)
+    assert agreement.count_distribution([], 2.0)[:3] == pytest.approx(stats.poisson.pmf([0, 1, 2], 2.0))

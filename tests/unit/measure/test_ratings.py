@@ -1,5 +1,8 @@
 import numpy as np
+import pandas as pd
+import pytest
 
+from bids_epvs.measure import ratings
 from bids_epvs.measure.ratings import potter, slice_counts
 
 
@@ -15,3 +18,33 @@ def test_slices_count_instances_not_voxels():
     labels[3:5, 3, 2] = 2
     assert slice_counts(labels, np.array([1, 2])).tolist() == [0, 1, 2, 0]
     assert slice_counts(labels, np.array([2])).tolist() == [0, 0, 1, 0]
+
+
+def test_intervals_and_grades_from_what_is_known_of_a_method(rng):
+    labels = np.zeros((40, 40, 6), np.int32)
+    rows = []
+    for n in range(1, 31):
+        side = "left" if n % 3 else "right"
+        labels[n % 40, n, n % 2] = n
+        rows.append({"index": n, "region": "BasalGanglia", "hemisphere": side, "volume_mm3": 2.0, "probability": 0.6})
+    regions = np.full(labels.shape, 1, np.uint8)
+    regions[:20] = 2
+    common = {"voxel_mm3": 1.0, "slices": {}, "names": ["BasalGanglia"]}
+    perfect = ratings.Certainty(0.0, 50.0, 0.0)
+    found = ratings.summarise(pd.DataFrame(rows), labels, regions, **common, certainty=perfect).set_index("hemisphere")
+    for side, count in {"left": 20, "right": 10, "both": 30}.items():
+        assert tuple(found.loc[side, ["count", "count_low", "count_high"]]) == (count,) * 3
+        assert found.loc[side, f"p_{found.loc[side, 'rating']}"] == 1
+    doubtful = ratings.Certainty(1.0, 0.0, 0.3)
+    found = ratings.summarise(pd.DataFrame(rows), labels, regions, **common, certainty=doubtful).set_index("hemisphere")
+    for side in ("left", "right", "both"):
+        row = found.loc[side]
+        true = rng.binomial(int(row["count"]), 0.6, 4000) + rng.poisson(0.3 * 0.6 * row["count"], 4000)
+        assert 0.86 < np.mean((row["count_low"] <= true) & (true <= row["count_high"])) < 0.99
+        assert row[[f"p_{k}" for k in range(5)]].sum() == pytest.approx(1, abs=1e-3)
+    both, left, right = (
+        found.loc[s, [f"p_{k}" for k in range(5)]].to_numpy(float).cumsum() for s in ("both", "left", "right")
+    )
+    assert both == pytest.approx(left * right, abs=1e-3), "the higher of two independent grades"
+    plain = ratings.summarise(pd.DataFrame(rows), labels, regions, **common)
+    assert plain[["count_low", "p_0"]].isna().all().all()
