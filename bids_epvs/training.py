@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -10,6 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
+from bids_epvs.derivatives import write
 from bids_epvs.errors import EpvsError, NothingToDoError, UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +40,14 @@ def parser() -> argparse.ArgumentParser:
         description=f"Simulate heads with EPVS and train the segmentation network. {_RESUMES}",
     )
     _common(one, examples=(60, "two brains each"), judges=4, steps=6000, batch=(16, "crops of slices"), rate=2e-3)
+    one.add_argument(
+        "--truth",
+        type=Path,
+        metavar="DIR",
+        help="train on masks of your own: BIDS derivatives with *_label-EPVS_mask.nii.gz on the grid of the T2w; "
+        "SOURCE is then the output of bids_epvs at the participant level",
+    )
+    one.add_argument("--cv", metavar="K", help="with --truth: folds by subject, each held out once; 'loo' for one each")
     return p
 
 
@@ -49,9 +61,11 @@ def _common(
     rate: float,
 ) -> None:
     """Options of every network, with its defaults."""
-    one.add_argument("labelmaps", type=Path, help="folder with sub-*_dseg.nii.gz (FreeSurfer indices, whole heads)")
+    one.add_argument(
+        "source", type=Path, help="folder with label maps sub-*_dseg.nii.gz (FreeSurfer indices, whole heads)"
+    )
     one.add_argument("out", type=Path, help="examples, checkpoint, log.csv, weights.npz, card.json go here")
-    one.add_argument("--held-out", nargs="+", required=True, metavar="L", help="subjects that only judge")
+    one.add_argument("--held-out", nargs="+", default=[], metavar="L", help="subjects that only judge")
     one.add_argument("--exclude", nargs="+", default=[], metavar="L", help="subjects not used at all")
     number, what = examples
     one.add_argument("--examples", type=int, default=number, metavar="N", help=f"heads to simulate, {what}")
@@ -63,34 +77,79 @@ def _common(
     one.add_argument("--init", metavar="FILE", help="weights to begin with; 'shipped' for the packaged ones")
     one.add_argument("--rate", type=float, default=rate, help="peak learning rate")
     one.add_argument("--epoch", type=int, default=200, metavar="N", help="steps between two checkpoints")
+    one.add_argument("--patience", type=int, default=0, metavar="N", help="stop after N judgements without progress")
     one.add_argument("--seed", type=int, default=1)
     one.add_argument("--nprocs", type=int, default=2, metavar="N", help="processes that simulate")
 
 
 def train(args: argparse.Namespace) -> None:
-    """Examples of the training heads and of those kept apart, then the network."""
+    """Examples of the training subjects and of those kept apart, then the network."""
+    if getattr(args, "truth", None):
+        on_masks(args)
+        return
+    if not args.held_out:
+        raise UsageError("no subject would judge.", where="--held-out", remedy="Name at least one.")
     heads, judges = subjects(args)
     simulate, learn, packaged = parts(args.model)
     simulate(tuple(judges.values()), args.out / "held-out", number=args.judges, seed=args.seed + 98, nprocs=args.nprocs)
     simulate(tuple(heads.values()), args.out / "examples", number=args.examples, seed=args.seed, nprocs=args.nprocs)
-    from bids_epvs.train import loop
-
     about = {
-        "Model": args.model,
         "TrainedOn": f"simulated images of {len(heads)} label maps: {', '.join(f'sub-{s}' for s in heads)}",
         "HeldOutSubjects": [f"sub-{s}" for s in judges],
         "Limits": "Trained on simulation alone. For research use.",
     }
+    _learn(args, args.out, learn, packaged, about)
+
+
+def _learn(
+    args: argparse.Namespace, out: Path, learn: Callable[..., None], packaged: Weights, about: Mapping[str, object]
+) -> None:
+    """Train on ``out/examples``, judge on ``out/held-out``."""
+    from bids_epvs.train import loop
+
+    schedule = loop.Schedule(args.steps, epoch=args.epoch, rate=args.rate, patience=args.patience, seed=args.seed)
     learn(
-        args.out / "examples",
-        args.out / "held-out",
-        args.out,
-        loop.Schedule(args.steps, epoch=args.epoch, rate=args.rate, seed=args.seed),
+        out / "examples",
+        out / "held-out",
+        out,
+        schedule,
         batch=args.batch,
         widths=tuple(args.widths) if args.widths else None,
         init=initial(args.init, packaged),
-        about=about,
+        about={"Model": args.model, **about},
     )
+
+
+def on_masks(args: argparse.Namespace) -> None:
+    """Train on a dataset of one's own, once or in folds by subject.
+
+    Raises
+    ------
+    UsageError
+        ``--cv`` is no number of folds.
+    """
+    _, learn, packaged = parts(args.model)
+    from bids_epvs.train import data
+
+    files = data.write(data.find(args.source, args.truth), args.out / "all")
+    files = {s: own for s, own in files.items() if s not in args.exclude}
+    if not args.cv:
+        plans = {args.out: tuple(args.held_out)}
+    else:
+        number = len(files) if args.cv == "loo" else int(args.cv) if args.cv.isdecimal() else 0
+        plans = {args.out / f"fold-{k}": f for k, f in enumerate(data.folds(list(files), number, seed=args.seed), 1)}
+    for out, held_out in plans.items():
+        data.split(files, held_out, out)
+        about = {
+            "TrainedOn": f"{len(files) - len(held_out)} subjects of {args.truth}",
+            "HeldOutSubjects": [f"sub-{s}" for s in held_out],
+            "Limits": "For research use.",
+        }
+        _learn(args, out, learn, packaged, about)
+    if args.cv:
+        cards = [json.loads((out / "card.json").read_text()) for out in plans]
+        rows = [{"fold": k, "held_out": " ".join(c["HeldOutSubjects"]), **c["HeldOut"]} for k, c in enumerate(cards, 1)]
+        write.table(args.out / "folds.tsv", pd.DataFrame(rows))
 
 
 def subjects(args: argparse.Namespace) -> tuple[Mapping[str, Path], Mapping[str, Path]]:
@@ -103,13 +162,13 @@ def subjects(args: argparse.Namespace) -> tuple[Mapping[str, Path], Mapping[str,
     NothingToDoError
         None is left to train on.
     """
-    every = {p.name[4:].partition("_")[0]: p for p in sorted(args.labelmaps.glob("sub-*_dseg.nii.gz"))}
+    every = {p.name[4:].partition("_")[0]: p for p in sorted(args.source.glob("sub-*_dseg.nii.gz"))}
     unknown = [s for s in (*args.held_out, *args.exclude) if s not in every]
     if unknown:
-        raise UsageError(f"no label map of {', '.join(unknown)}.", where=args.labelmaps)
+        raise UsageError(f"no label map of {', '.join(unknown)}.", where=args.source)
     heads = {s: p for s, p in every.items() if s not in {*args.held_out, *args.exclude}}
     if not heads:
-        raise NothingToDoError("no label map is left to train on.", where=args.labelmaps)
+        raise NothingToDoError("no label map is left to train on.", where=args.source)
     return heads, {s: every[s] for s in args.held_out}
 
 

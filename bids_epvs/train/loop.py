@@ -34,6 +34,8 @@ class Schedule:
         Peak learning rate of Adam; it rises over the first 5 % and falls as a cosine over the rest.
     average : float
         Momentum of the moving average of the weights.
+    patience : int
+        Judgements without a better first figure after which training stops, the best weights kept; 0: never.
     seed : int
     """
 
@@ -41,22 +43,39 @@ class Schedule:
     epoch: int = 100
     rate: float = 1e-3
     average: float = 0.998
+    patience: int = 0
     seed: int = 0
 
 
 class Judge(keras.callbacks.Callback):
-    """Loss and figures of the averaged weights on held-out data, a row of ``log.csv`` an epoch."""
+    """Loss and figures of the averaged weights on held-out data, a row of ``log.csv`` an epoch; stops in time."""
 
-    def __init__(self, figures: Callable[[keras.Model], Mapping[str, float]], path: Path, *, every: int = 1) -> None:
+    def __init__(
+        self, figures: Callable[[keras.Model], Mapping[str, float]], path: Path, *, every: int = 1, patience: int = 0
+    ) -> None:
         super().__init__()
-        self.figures, self.path, self.every = figures, path, every
+        self.figures, self.path, self.every, self.patience = figures, path, every, patience
         self.last: dict[str, float] = {}
+        self.best, self.worse, self.improved = -float("inf"), 0, True
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """A run that goes on knows how good it was."""
+        if self.patience and self.path.exists():
+            with open(self.path, newline="") as file:
+                first = [float(list(row.values())[2]) for row in csv.DictReader(file)]
+            self.best = max(first, default=self.best)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Judge at every so many epochs; a row either way."""
         if epoch % self.every == self.every - 1 or not self.last:
             self.last = {k: round(float(v), 4) for k, v in self.figures(self.model).items()}
             logger.info("epoch %d: %s", epoch + 1, self.last)
+            first = next(iter(self.last.values()), 0.0)
+            self.improved = first > self.best
+            self.best, self.worse = max(first, self.best), 0 if self.improved else self.worse + 1
+            if self.patience and self.worse >= self.patience:
+                logger.info("stopped: no better for %d judgements", self.worse)
+                self.model.stop_training = True
         row = {"epoch": epoch + 1, "loss": round(float((logs or {})["loss"]), 5), **self.last}
         new = not self.path.exists()
         with open(self.path, "a", newline="") as file:
@@ -67,14 +86,16 @@ class Judge(keras.callbacks.Callback):
 
 
 class Keep(keras.callbacks.Callback):
-    """Averaged weights on disk after each epoch, so that a killed run leaves something to use."""
+    """Averaged weights on disk after each epoch (the best ones where training stops early)."""
 
-    def __init__(self, path: Path, architecture: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, architecture: Mapping[str, Any], judge: Judge) -> None:
         super().__init__()
-        self.path, self.architecture = path, architecture
+        self.path, self.architecture, self.judge = path, architecture, judge
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Write to a temporary name, then rename."""
+        if self.judge.patience and self.path.exists() and not self.judge.improved:
+            return
         draft = self.path.with_suffix(".tmp")
         weights.save(self.model, draft, self.architecture)
         draft.replace(self.path)
@@ -123,7 +144,7 @@ def fit(
     )
     adam = keras.optimizers.Adam(rate, global_clipnorm=1.0, use_ema=True, ema_momentum=schedule.average)
     model.compile(optimizer=adam, loss=loss, jit_compile=False)
-    judge = Judge(figures, out / "log.csv", every=judge_every)
+    judge = Judge(figures, out / "log.csv", every=judge_every, patience=schedule.patience)
     started = time.monotonic()
     model.fit(
         data,
@@ -133,7 +154,7 @@ def fit(
             keras.callbacks.BackupAndRestore(str(out / "checkpoint")),
             keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
             judge,
-            Keep(out / "weights.npz", architecture),
+            Keep(out / "weights.npz", architecture, judge),
         ],
     )
     if calibrate:
@@ -149,6 +170,7 @@ def fit(
         "HoursSinceLastStart": round((time.monotonic() - started) / 3600, 2),
         "Parameters": model.count_params(),
         "HeldOut": judge.last,
+        "HeldOutBest": judge.best,
         "Calibration": weights.calibration(out / "weights.npz"),
         "SHA256": weights.digest(out / "weights.npz"),
     }

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_epvs.errors import DataError
+from bids_epvs.measure.lesions import instances
 from bids_epvs.models import unet, weights
 from bids_epvs.models.unet import COMBINATIONS, REACH, SEQUENCES
 from bids_epvs.train import loop, losses
@@ -34,6 +35,8 @@ EXPECTED = 0.3
 """Share of some voxel that an EPVS must fill to be counted."""
 SMALLEST_MM3 = 0.5
 """Volume from which a lesion is counted when the threshold is chosen (the default of the app)."""
+NEAR_MM = 1.5
+"""A lesion this near to an EPVS has found it."""
 THRESHOLDS = np.arange(0.1, 0.71, 0.02)
 
 
@@ -47,6 +50,8 @@ class Example:
         (X, Y, Z, SEQUENCES).
     fraction, regions : ndarray of uint8
     spacing : tuple of float
+    names : tuple of str
+        Sequences there are.
     epvs, inside : ndarray of int
         (n, 3) voxels with EPVS, and voxels of the regions.
     """
@@ -55,8 +60,13 @@ class Example:
     fraction: np.ndarray
     regions: np.ndarray
     spacing: tuple[float, float, float]
+    names: tuple[str, ...]
     epvs: np.ndarray
     inside: np.ndarray
+
+    def combinations(self) -> list[int]:
+        """Which of `unet.COMBINATIONS` it has."""
+        return [k for k, names in enumerate(COMBINATIONS) if set(names) <= set(self.names)]
 
 
 def read(path: Path) -> Example:
@@ -66,7 +76,8 @@ def read(path: Path) -> Example:
         x, y, z = (float(v) for v in stored["spacing"])
         epvs = np.argwhere((fraction >= 64) & (regions > 0)).astype(np.int16)
         inside = np.argwhere(regions > 0)[::7].astype(np.int16)
-        return Example(stored["images"], fraction, regions, (x, y, z), epvs, inside)
+        names = tuple(str(n) for n in stored["names"]) if "names" in stored.files else SEQUENCES
+        return Example(stored["images"], fraction, regions, (x, y, z), names, epvs, inside)
 
 
 class Examples(keras.utils.PyDataset):
@@ -121,8 +132,10 @@ def crop(rng: np.random.Generator, example: Example, size: int = CROP) -> tuple[
     at = at if turned else np.floor(at)  # whole voxels: nothing is interpolated
     images = _sampled(example.images[:, :, near], at) / np.float32(255) * (unet.RANGE[1] - unet.RANGE[0])
     images = _varied(rng, images + np.float32(unet.RANGE[0]))
-    brain = (images > unet.RANGE[0]).any(axis=(2, 3))
-    names = COMBINATIONS[int(rng.choice(len(COMBINATIONS), p=SHARES))]
+    brain = (images[..., 0] > unet.RANGE[0]).any(axis=2)
+    possible = example.combinations()
+    often = np.array(SHARES)[possible]
+    names = COMBINATIONS[int(rng.choice(possible, p=often / often.sum()))]
     images *= np.array([name in names for name in SEQUENCES], np.float32)
     x, y, z = example.spacing
     scale = float(np.sqrt(abs(np.linalg.det(matrix))))
@@ -178,24 +191,35 @@ def as_volume(example: Example, names: Sequence[str]) -> np.ndarray:
 
 
 def dice(model: keras.Model, examples: Sequence[Example]) -> dict[str, float]:
-    """Voxel Dice at 0.5 in some slices of held-out brains, by thickness, from the T2w alone and from all sequences."""
-    out = {}
-    for names in (COMBINATIONS[0], COMBINATIONS[3]):
+    """Voxel Dice at 0.5 in some slices of held-out brains, by thickness, from the T2w alone and from all sequences.
+
+    The first figure, ``dice``, is the mean of the others.
+    """
+    out: dict[str, float] = {}
+    for number in (0, 3):
+        names = COMBINATIONS[number]
         for kind in ("thin", "thick"):
-            overlap = total = 0
-            for example in (e for e in examples if unet.kind(e.spacing) == kind):
-                filled = np.flatnonzero((example.regions > 0).any(axis=(0, 1)))
-                chosen = filled[np.linspace(0, len(filled) - 1, 2 * REACH + 8).astype(int)]
-                seen = unet.slab(as_volume(example, names), chosen, unet.marks(names, example.spacing))
-                pads = [(0, 0), (0, -seen.shape[1] % 16), (0, -seen.shape[2] % 16), (0, 0)]
-                made = np.asarray(model.predict(np.pad(seen, pads, mode="edge"), batch_size=4, verbose=0))
-                found = np.moveaxis(made[:, : seen.shape[1], : seen.shape[2], 0] > 0, 0, -1)
-                inside = example.regions[:, :, chosen] > 0
-                true = (example.fraction[:, :, chosen] >= 128) & inside
-                overlap += 2 * int((found & true).sum())
-                total += int((found & inside).sum()) + int(true.sum())
-            out[f"dice_{kind}_{'+'.join(names)}"] = overlap / max(total, 1)
-    return out
+            own = [e for e in examples if unet.kind(e.spacing) == kind and number in e.combinations()]
+            if own:
+                out[f"dice_{kind}_{'+'.join(names)}"] = _dice(model, own, names)
+    return {"dice": float(np.mean(list(out.values()))) if out else 0.0, **out}
+
+
+def _dice(model: keras.Model, examples: Sequence[Example], names: Sequence[str]) -> float:
+    """Dice of all voxels in a dozen slices of each example."""
+    overlap = total = 0
+    for example in examples:
+        filled = np.flatnonzero((example.regions > 0).any(axis=(0, 1)))
+        chosen = filled[np.linspace(0, len(filled) - 1, 12).astype(int)]
+        seen = unet.slab(as_volume(example, names), chosen, unet.marks(names, example.spacing))
+        pads = [(0, 0), (0, -seen.shape[1] % 16), (0, -seen.shape[2] % 16), (0, 0)]
+        made = np.asarray(model.predict(np.pad(seen, pads, mode="edge"), batch_size=4, verbose=0))
+        found = np.moveaxis(made[:, : seen.shape[1], : seen.shape[2], 0] > 0, 0, -1)
+        inside = example.regions[:, :, chosen] > 0
+        true = (example.fraction[:, :, chosen] >= 128) & inside
+        overlap += 2 * int((found & true).sum())
+        total += int((found & inside).sum()) + int(true.sum())
+    return overlap / max(total, 1)
 
 
 def fitted(logit: np.ndarray, share: np.ndarray, *, iterations: int = 30) -> tuple[float, float]:
@@ -221,47 +245,119 @@ def counts(probability: np.ndarray, voxel_mm3: float) -> np.ndarray:
     return np.array(out)
 
 
-def expected_count(path: Path) -> int:
-    """EPVS of an example that can be seen: that fill `EXPECTED` of some voxel of the regions."""
+@dataclass(frozen=True)
+class Seen:
+    """Output of the network for one held-out brain.
+
+    Attributes
+    ----------
+    logit : ndarray of float32
+        (X, Y, Z), -30 where nothing is looked for.
+    inside : ndarray of bool
+        Where EPVS are looked for.
+    share : ndarray of float32
+        EPVS in each voxel.
+    index : ndarray of int
+        The EPVS that fills most of a voxel.
+    spacing : tuple of float
+    """
+
+    logit: np.ndarray
+    inside: np.ndarray
+    share: np.ndarray
+    index: np.ndarray
+    spacing: tuple[float, float, float]
+
+    @property
+    def shown(self) -> np.ndarray:
+        """Indices of the EPVS that can be seen: that fill `EXPECTED` of some voxel."""
+        clear = self.inside & (self.share >= EXPECTED) & (self.index > 0)
+        return np.unique(self.index[clear])
+
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of a voxel."""
+        return float(np.prod(self.spacing))
+
+
+def seen(model: keras.Model, path: Path, names: Sequence[str]) -> Seen:
+    """What the network makes of an example."""
+    example = read(path)
     with np.load(path) as stored:
-        shown = (stored["fraction"] >= EXPECTED * 255) & (stored["regions"] > 0)
-        return len(np.unique(stored["index"][shown & (stored["index"] > 0)]))
+        inside, index = (example.regions > 0) & ~stored["csf"], stored["index"]
+    made = unet.logits(model, as_volume(example, names), unet.marks(names, example.spacing))
+    made = np.where(inside, made, -30).astype(np.float32)
+    return Seen(made, inside, example.fraction / np.float32(255), index, example.spacing)
+
+
+def lesions_judged(found: Seen, probability: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, int]:
+    """Mean probability of each lesion, whether there is an EPVS within `NEAR_MM`, and the number of EPVS missed.
+
+    Lesions at EPVS that hardly show count as right.
+    """
+    labels = instances(probability >= threshold, found.voxel_mm3, minimum=SMALLEST_MM3, maximum=np.inf)
+    numbers = np.arange(1, labels.max() + 1)
+    if not numbers.size:
+        return np.zeros(0), np.zeros(0, bool), len(found.shown)
+    likely = ndimage.mean(probability, labels, numbers)
+    away = ndimage.distance_transform_edt(found.index == 0, sampling=found.spacing)
+    right = ndimage.minimum(away, labels, numbers) <= NEAR_MM
+    near = ndimage.distance_transform_edt(labels == 0, sampling=found.spacing) if len(found.shown) else np.zeros(0)
+    missed = int((ndimage.minimum(near, found.index, found.shown) > NEAR_MM).sum()) if len(found.shown) else 0
+    return np.asarray(likely), np.asarray(right), missed
+
+
+def reliability(rows: Sequence[Seen], settled: Mapping[str, float], bins: int = 10) -> float:
+    """Expected calibration error: mean |probability - share| over equal bins of probability, weighted by voxels."""
+    p = np.concatenate([unet.probabilities(r.logit[r.inside], settled) for r in rows])
+    share = np.concatenate([r.share[r.inside] for r in rows])
+    at = np.minimum((p * bins).astype(int), bins - 1)
+    number, predicted, true = (np.bincount(at, weights=w, minlength=bins) for w in (np.ones_like(p), p, share))
+    return float(np.abs(predicted - true).sum() / number.sum())
 
 
 def calibrate(model: keras.Model, files: Sequence[Path]) -> dict[str, dict[str, dict[str, float]]]:
-    """Slope, offset and threshold for each thickness and combination of sequences, from held-out brains.
-
-    The threshold is the one at which the mean count is right.
+    """What turns the network's output into probabilities, lesions and intervals, from held-out brains.
 
     Returns
     -------
     dict
-        ``{"thin": {"T2w+T1w": {"slope", "offset", "threshold", "count_ratio"}}}``.
+        For each thickness and combination of sequences, as in ``["thin"]["T2w+T1w"]``: ``slope`` and ``offset``
+        (`unet.probabilities`), ``threshold`` (at which the mean count is right), ``count_ratio`` (found over true
+        there), ``ece`` (`reliability`), ``lesion_slope``, ``lesion_offset``, ``lesion_missed``
+        (`measure.ratings.Certainty`).
     """
     out: dict[str, dict[str, dict[str, float]]] = {}
-    for names in COMBINATIONS:
-        found: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray, float, int]]] = {}
-        for path in files:
-            example = read(path)
-            with np.load(path) as stored:
-                inside = (example.regions > 0) & ~stored["csf"]
-            made = unet.logits(model, as_volume(example, names), unet.marks(names, example.spacing))
-            share = example.fraction[inside] / 255.0
-            voxel = float(np.prod(example.spacing))
-            made = np.where(inside, made, -30).astype(np.float32)
-            found.setdefault(unet.kind(example.spacing), []).append(
-                (made[inside], share, made, voxel, expected_count(path))
-            )
+    there = {path: read(path).combinations() for path in files}
+    for number, names in enumerate(COMBINATIONS):
+        found: dict[str, list[Seen]] = {}
+        for path in (p for p in files if number in there[p]):
+            one = seen(model, path, names)
+            found.setdefault(unet.kind(one.spacing), []).append(one)
         for kind, rows in found.items():
-            slope, offset = fitted(np.concatenate([r[0] for r in rows]), np.concatenate([r[1] for r in rows]))
-            settled = {"slope": slope, "offset": offset}
-            made_counts = np.array([counts(unet.probabilities(r[2], settled), r[3]) for r in rows])
-            ratio = made_counts.sum(axis=0) / max(1, sum(r[4] for r in rows))
-            best = int(np.argmin(np.abs(np.log(np.maximum(ratio, 1e-3)))))
-            entry = {**settled, "threshold": float(THRESHOLDS[best]), "count_ratio": float(ratio[best])}
+            entry = settle(rows)
             out.setdefault(kind, {})["+".join(names)] = {k: round(v, 4) for k, v in entry.items()}
-            logger.info("%s, %s slices: %s", "+".join(names), kind, entry)
+            logger.info("%s, %s slices: %s", "+".join(names), kind, out[kind]["+".join(names)])
     return out
+
+
+def settle(rows: Sequence[Seen]) -> dict[str, float]:
+    """Calibration from brains of one kind; see `calibrate`."""
+    logit, share = (np.concatenate([getattr(r, n)[r.inside] for r in rows]) for n in ("logit", "share"))
+    slope, offset = fitted(logit, share)
+    settled = {"slope": slope, "offset": offset}
+    likely = [unet.probabilities(r.logit, settled) for r in rows]
+    number = np.sum([counts(p, r.voxel_mm3) for p, r in zip(likely, rows, strict=True)], axis=0)
+    ratio = number / max(1, sum(len(r.shown) for r in rows))
+    best = int(np.argmin(np.abs(np.log(np.maximum(ratio, 1e-3)))))
+    settled |= {"threshold": float(THRESHOLDS[best]), "count_ratio": float(ratio[best])}
+    settled["ece"] = reliability(rows, settled)
+    judged = [lesions_judged(r, p, settled["threshold"]) for p, r in zip(likely, rows, strict=True)]
+    p, right = (np.concatenate([j[k] for j in judged]) for k in (0, 1))
+    p = np.clip(p, 1e-4, 1 - 1e-4)
+    settled["lesion_slope"], settled["lesion_offset"] = fitted(np.log(p / (1 - p)), right.astype(float))
+    settled["lesion_missed"] = sum(j[2] for j in judged) / max(1, int(right.sum()))
+    return settled
 
 
 def train(

@@ -1,7 +1,10 @@
 """Crops, calibration and threshold of the segmentation network."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bids_epvs.errors import DataError
 from bids_epvs.models import unet
@@ -71,11 +74,14 @@ class Sees:
 
 
 def test_calibration_makes_counts_right(path):
-    assert training.expected_count(path) <= 12
+    assert 8 <= len(training.seen(Sees(), path, ("T2w",)).shown) <= 12
     found = training.calibrate(Sees(), [path])
     assert set(found) == {"thick"}
     assert set(found["thick"]) == {"+".join(names) for names in unet.COMBINATIONS}
     assert found["thick"]["T2w"]["count_ratio"] == pytest.approx(1, abs=0.2)
+    assert found["thick"]["T2w"]["ece"] < 0.01
+    assert found["thick"]["T2w"]["lesion_missed"] == 0
+    assert found["thick"]["FLAIR"]["lesion_missed"] > 5, "FLAIR shows nothing: all are missed"
     example = training.read(path)
     made = unet.logits(Sees(), training.as_volume(example, ("T2w",)), unet.marks(("T2w",), SPACING))
     likely = unet.probabilities(made, found["thick"]["T2w"])
@@ -89,3 +95,23 @@ class Loud(Sees):
 
     def predict(self, seen, **_):
         return self.predict_on_batch(seen)
+
+
+def test_lesions_are_judged_by_what_lies_near(path):
+    one = training.seen(Sees(), path, ("T2w",))
+    likely = np.where(one.index > 0, 0.8, 0.0)
+    likely[one.index == one.shown[0]] = 0
+    wrong = tuple(np.argwhere(ndimage.distance_transform_edt(one.index == 0, sampling=SPACING) > 5)[0])
+    likely[wrong] = 0.4
+    p, right, missed = training.lesions_judged(one, likely, 0.3)
+    assert missed == 1
+    assert (~right).sum() == 1
+    assert p[~right] == pytest.approx(0.4)
+    assert training.lesions_judged(one, 0 * likely, 0.3)[2] == len(one.shown)
+
+
+def test_calibration_error_is_the_mean_gap(path):
+    one = training.seen(Sees(), path, ("T2w",))
+    flat = replace(one, logit=np.zeros_like(one.logit))
+    gap = training.reliability([flat], {"slope": 1, "offset": 0})
+    assert gap == pytest.approx(0.5 - one.share[one.inside].mean(), abs=1e-4)
