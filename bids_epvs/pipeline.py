@@ -28,12 +28,12 @@ from pathlib import Path
 
 from bids_epvs import __version__, logs, stages
 from bids_epvs.derivatives import paths, write
-from bids_epvs.errors import EpvsError, NothingToDoError, TemporaryError, UsageError
+from bids_epvs.errors import DataError, EpvsError, NothingToDoError, TemporaryError, UsageError
 from bids_epvs.inputs import query
 from bids_epvs.models import MODELS, load, parcellation
 from bids_epvs.prepare.regions import NAMES
 from bids_epvs.prepare.template import space_grid
-from bids_epvs.records import Outcome, Scan
+from bids_epvs.records import REFERENCES, Outcome, Scan
 from bids_epvs.report import boilerplate
 from bids_epvs.settings import Settings
 
@@ -102,6 +102,7 @@ def select(settings: Settings) -> query.Selection:
         session_label=settings.session_label,
         filter_file=settings.bids_filter_file,
         database=settings.bids_database_dir,
+        needed=("T2w",) if all(load(n).needs_t2w for n in settings.models or MODELS) else REFERENCES,
     )
 
 
@@ -114,7 +115,7 @@ def plan(settings: Settings) -> list[str]:
     for scan in selection.scans:
         used = ", ".join(f"{k}: {v.relative_to(settings.bids_dir)}" for k, v in scan.files.items())
         lines.append(f"{scan.label}: {used}; models: {models}")
-    return [*lines, *(f"{label}: no T2w, skipped" for label in selection.without_t2w)]
+    return [*lines, *(f"{label}: no sequence that could be used, skipped" for label in selection.without_t2w)]
 
 
 def participant(settings: Settings, *, watch: logs.Watch | None = None) -> list[Outcome]:
@@ -217,7 +218,7 @@ def run_session(scan: Scan, settings: Settings, clock: logs.Clock) -> None:
         clock.hashes.update(keys)
     with clock.stage("preparation") as note:
         prepared_key = stages.preparation(scan, settings, keys, note)
-    names = settings.models or tuple(MODELS)
+    names = usable(scan, settings.models or tuple(MODELS))
     model_keys = {}
     for name in names:
         with clock.stage(f"model {name}") as note:
@@ -228,6 +229,22 @@ def run_session(scan: Scan, settings: Settings, clock: logs.Clock) -> None:
         stages.spaces(scan, settings, model_keys, note)
     if settings.clean_workdir:
         stages.clean(scan, settings)
+
+
+def usable(scan: Scan, names: Iterable[str]) -> list[str]:
+    """The methods that can work on the sequences of a session.
+
+    Raises
+    ------
+    DataError
+        None can.
+    """
+    out = [n for n in names if "T2w" in scan.files or not load(n).needs_t2w]
+    if not out:
+        raise DataError(
+            f"no T2w, which {', '.join(names)} cannot do without.", where=scan.label, remedy="Choose --models unet."
+        )
+    return out
 
 
 def _report(scans: list[Scan], outcomes: list[Outcome], settings: Settings, run: logs.Run) -> list[Outcome]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,20 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from nibabel.nifti1 import Nifti1Image
+
+
+REFERENCES = ("T2w", "T1w", "FLAIR")
+"""Sequences whose grid results may lie on; the first one that a session has."""
+
+
+def reference_of(names: Iterable[str]) -> str:
+    """The sequence whose grid results lie on.
+
+    >>> reference_of(["FLAIR", "T1w"])
+    'T1w'
+    """
+    present = set(names)
+    return next(name for name in REFERENCES if name in present)
 
 
 @dataclass(frozen=True)
@@ -22,7 +36,7 @@ class Scan:
     subject, session : str
         Labels without ``sub-`` and ``ses-``; `session` is None in datasets without sessions.
     files : mapping
-        ``T2w`` (always) and, where found, ``T1w``, ``FLAIR``, ``SWI``: the file chosen for each.
+        At least one of `REFERENCES`, and where found the others and ``SWI``: the file chosen for each.
     notes : tuple of str
         What was found and not used, in words, for log and report.
     """
@@ -31,6 +45,11 @@ class Scan:
     session: str | None
     files: Mapping[str, Path]
     notes: tuple[str, ...] = ()
+
+    @property
+    def reference(self) -> str:
+        """The sequence whose grid results lie on: the T2w where there is one."""
+        return reference_of(self.files)
 
     @property
     def label(self) -> str:
@@ -56,15 +75,15 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One session ready for the models, in the canonical frame of its T2w.
+    """One session ready for the models, in the canonical frame of its reference (the T2w where there is one).
 
-    The canonical frame has the T2w's voxels with axes turned to R, A, S, an affine that is diagonal (spacing) and
+    The canonical frame has the reference's voxels with axes turned to R, A, S, an affine that is diagonal (spacing) and
     centred: it does not depend on how the file stores its axes, so neither do the results.
 
     Attributes
     ----------
     images : mapping
-        ``T2w`` (bias-corrected) and the other sequences resampled onto it; canonical frame, float32.
+        The reference (bias-corrected) and the other sequences resampled onto it; canonical frame, float32.
     brain : ndarray of bool
         Brain mask.
     regions : ndarray of uint8
@@ -74,7 +93,7 @@ class Prepared:
     spacing : tuple of float
         Voxel sizes (mm) along R, A, S.
     native : Nifti1Image
-        Grid of the T2w as it was read; results go back there.
+        Grid of the reference as it was read; results go back there.
     slices : mapping
         Index (canonical, along S) of the slices that ratings need: ``anterior_commissure``, ``adams_cso``,
         ``ventricle_top``; absent where the scan does not cover them.
@@ -96,6 +115,16 @@ class Prepared:
     hemisphere: np.ndarray
     confidence: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def reference(self) -> str:
+        """The sequence whose grid this is."""
+        return reference_of(self.images)
+
+    @property
+    def base(self) -> np.ndarray:
+        """The image of the reference."""
+        return self.images[self.reference]
 
     @property
     def voxel_mm3(self) -> float:

@@ -47,7 +47,7 @@ def images(scan: Scan, settings: Settings) -> dict[str, Path]:
         name: paths.derivative(
             settings.output_dir,
             scan,
-            space=None if name == "T2w" else "T2w",
+            space=None if name == scan.reference else scan.reference,
             desc="preproc",
             suffix=paths.SUFFIX[name],
         )
@@ -68,7 +68,7 @@ def anatomy(scan: Scan, settings: Settings) -> dict[str, Path]:
 def transform(scan: Scan, settings: Settings, space: str = SPACE) -> Path:
     """Path of the transform to a standard space."""
     return paths.derivative(
-        settings.output_dir, scan, from_="T2w", to=space, mode="image", suffix="xfm", extension=".h5"
+        settings.output_dir, scan, from_=scan.reference, to=space, mode="image", suffix="xfm", extension=".h5"
     )
 
 
@@ -109,7 +109,7 @@ def preparation(scan: Scan, settings: Settings, keys: Mapping[str, str], note: d
         parcellate=_parcellate(settings) if network else None,
     )
     notes = [f"{scan.files[n].name}: {text}" for n, item in loaded.items() for text in item.notes] + list(result.notes)
-    _write_preparation(scan, settings, result, key, notes, loaded["T2w"].image)
+    _write_preparation(scan, settings, result, key, notes, loaded[scan.reference].image)
     if settings.work_dir is None:
         clean(scan, settings)
     return key
@@ -131,19 +131,21 @@ def _write_preparation(scan: Scan, settings: Settings, result: Any, key: str, no
     from bids_epvs.prepare.template import icbm152
 
     files = anatomy(scan, settings)
-    reference = _sources(scan, settings, "T2w")[0]
+    reference = _sources(scan, settings, scan.reference)[0]
     for name, path in images(scan, settings).items():
-        used = _sources(scan, settings, *dict.fromkeys((name, "T2w")))
+        used = _sources(scan, settings, *dict.fromkeys((name, scan.reference)))
         meta: dict[str, Any] = {"Sources": used, "SpatialReference": reference, "SkullStripped": False}
-        meta["Description"] = "N4 bias-corrected" + ("" if name == "T2w" else ", rigidly resampled onto the T2w")
+        meta["Description"] = "N4 bias-corrected" + (
+            "" if name == scan.reference else f", rigidly resampled onto the {scan.reference}"
+        )
         data = np.asarray(result.images[name].dataobj, dtype=np.float32)
         write.image(path, to_native(data, native), native, meta={**meta, write.KEY: key})
     target = transform(scan, settings)
     write.atomically(
         target, lambda p: ants.write_world_transform(result.alignment.transform, native, icbm152("T1w"), p)
     )
-    write.as_json(paths.sidecar(target), {"Sources": _sources(scan, settings, "T2w"), write.KEY: key})
-    source = {"Sources": _sources(scan, settings, "T2w"), "SpatialReference": reference, write.KEY: key}
+    write.as_json(paths.sidecar(target), {"Sources": _sources(scan, settings, scan.reference), write.KEY: key})
+    source = {"Sources": _sources(scan, settings, scan.reference), "SpatialReference": reference, write.KEY: key}
     brain = to_native(result.anatomy.brain, native)
     write.image(
         files["brain"],
@@ -154,7 +156,7 @@ def _write_preparation(scan: Scan, settings: Settings, result: Any, key: str, no
     csf = to_native(result.csf, native)
     about = "Ventricles, cisterns and sulci, left out of the search"
     write.image(files["csf"], csf, native, meta={**source, "Type": "Brain", "Description": about})
-    spacing = voxel_spacing(result.images["T2w"])
+    spacing = voxel_spacing(result.images[scan.reference])
     table = pd.DataFrame(
         [
             {"index": i, "name": r.full_name, "abbreviation": r.abbreviation, "color": r.color}
@@ -186,7 +188,7 @@ def read_prepared(scan: Scan, settings: Settings) -> Prepared:
     from bids_epvs.prepare.regions import hemispheres
 
     files = anatomy(scan, settings)
-    native = nib.load(images(scan, settings)["T2w"])
+    native = nib.load(images(scan, settings)[scan.reference])
     about = write.read_json(paths.sidecar(files["regions"]))
     found = to_canonical(nib.load(files["regions"]), native).astype(np.uint8)
     frame = canonical(nib.Nifti1Image(np.zeros(native.shape, np.uint8), native.affine))
@@ -240,7 +242,7 @@ def model(scan: Scan, settings: Settings, name: str, prepared_key: str, note: di
     mask = prediction.mask & np.isin(prepared.regions, wanted)
     labels = measure_lesions.instances(mask, prepared.voxel_mm3, minimum=limits[0], maximum=limits[1])
     native = prepared.native
-    used = paths.bids_uri(images(scan, settings)["T2w"], settings.output_dir, "")
+    used = paths.bids_uri(images(scan, settings)[scan.reference], settings.output_dir, "")
     meta: dict[str, Any] = {
         "Sources": [used],
         "Parameters": dict(prediction.parameters),
@@ -423,7 +425,7 @@ COLUMNS_LESIONS: dict[str, Any] = {
     "region": _column("region that holds most of its voxels; ties go to the lowest index"),
     "hemisphere": _column("left or right"),
     **{f"{a}_mm": _column(f"centroid, scanner {a} (RAS)", "mm") for a in "xyz"},
-    **{a: _column("centroid, voxel index in the T2w file, from 0") for a in "ijk"},
+    **{a: _column("centroid, voxel index in the file of the T2w (or what stands for it), from 0") for a in "ijk"},
     "volume_mm3": _column("volume", "mm3"),
     "length_mm": _column("longest path along the skeleton", "mm"),
     "width_mean_mm": _column("diameter of the cylinder of the same volume and length", "mm"),

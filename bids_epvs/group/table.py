@@ -1,7 +1,7 @@
 """The tables of the sessions, collected: one row a session, joined with participants.tsv and sessions.tsv.
 
 A session counts as finished when its summary table is there and the last run that tried it did not fail. What
-failed, was cut off, or has no T2w is listed, so that no subject disappears without a word.
+failed, was cut off, or has no usable sequence is listed, so that no subject disappears without a word.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def last_failures(root: Path) -> dict[str, str]:
     for path in sorted(root.glob("logs/*/manifest.json")):
         content = write.read_json(path)
         for label in content.get("skipped_without_t2w", ()):
-            last[label] = "no T2w"
+            last[label] = "no T2w, nor another sequence that could be used"
         for session in content.get("sessions", ()):
             last[session["label"]] = session["error"] or ""
     return {label: reason for label, reason in last.items() if reason}

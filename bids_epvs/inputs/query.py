@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,9 @@ class Selection:
     Attributes
     ----------
     scans : tuple of Scan
-        Sessions with a T2w, in order.
+        Sessions with one of the sequences needed, in order.
     without_t2w : tuple of str
-        Sessions chosen by the filters that have no T2w.
+        Sessions chosen by the filters that have none of them.
     """
 
     scans: tuple[Scan, ...]
@@ -190,15 +190,16 @@ def find_scans(
     session_label: Iterable[str] = (),
     filter_file: Path | None = None,
     database: Path | None = None,
+    needed: Sequence[str] = ("T2w",),
 ) -> Selection:
-    """Sessions to process.
+    """Sessions to process: those with at least one of the sequences `needed`.
 
     Raises
     ------
     InvalidDatasetError, NoFileSelectedError, UsageError
         See `check_dataset`, `subjects` and `read_filters`; also sessions that no subject has.
     NothingToDoError
-        Subjects and sessions are there, but none has a T2w.
+        Subjects and sessions are there, but none has a sequence that is needed.
     """
     check_dataset(root)
     chosen = subjects(root, wanted=participant_label, excluded=exclude_participant_label)
@@ -215,19 +216,19 @@ def find_scans(
     scans, without = [], []
     for subject, session in kept:
         scan = _scan(layout, subject, session, filters)
-        if scan is None:
+        if not set(needed) & set(scan.files):
             without.append(f"sub-{subject}" + (f"_ses-{session}" if session else ""))
         else:
             scans.append(scan)
     if not scans:
-        _raise_nothing(layout, chosen, filters, without)
+        _raise_nothing(layout, chosen, filters, without, needed)
     for label in without:
-        logger.warning("%s has no T2w: skipped", label)
+        logger.warning("%s has no %s: skipped", label, " or ".join(needed))
     return Selection(tuple(scans), tuple(without))
 
 
-def _scan(layout: Any, subject: str, session: str | None, filters: Mapping[str, dict[str, Any]]) -> Scan | None:
-    """The Scan of one session, None without a T2w."""
+def _scan(layout: Any, subject: str, session: str | None, filters: Mapping[str, dict[str, Any]]) -> Scan:
+    """The Scan of one session."""
     files: dict[str, Path] = {}
     notes: list[str] = []
     for sequence, base in SEQUENCES.items():
@@ -239,21 +240,23 @@ def _scan(layout: Any, subject: str, session: str | None, filters: Mapping[str, 
         notes += others
         if best is not None:
             files[sequence] = best
-        elif sequence == "T2w":
-            return None
         else:
             notes.append(f"no {sequence} found")
     return Scan(subject, session, files, tuple(notes))
 
 
-def _raise_nothing(layout: Any, chosen: list[str], filters: Mapping[str, Any], without: list[str]) -> None:
-    """No T2w at all: say what there is; filters that remove every T2w are a different error."""
+def _raise_nothing(
+    layout: Any, chosen: list[str], filters: Mapping[str, Any], without: list[str], needed: Sequence[str]
+) -> None:
+    """Nothing to work on: say what there is; filters that remove every such image are a different error."""
     every = [Path(f.path).name for f in layout.get(subject=chosen, extension=[".nii.gz", ".nii"])]
     shown = ", ".join(sorted(every)[:20]) or "no image"
-    if "T2w" in filters and layout.get(subject=chosen, suffix="T2w", extension=[".nii.gz", ".nii"]):
-        raise NoFileSelectedError(f"the filters select no T2w. Present: {shown}.", where="--bids-filter-file")
+    wanted = " or ".join(needed)
+    removed = [n for n in needed if n in filters]
+    if removed and layout.get(subject=chosen, suffix=removed, extension=[".nii.gz", ".nii"]):
+        raise NoFileSelectedError(f"the filters select no {wanted}. Present: {shown}.", where="--bids-filter-file")
     raise NothingToDoError(
-        f"no T2w in {len(without)} session(s). Present: {shown}.", remedy="This app needs a T2w in anat/."
+        f"no {wanted} in {len(without)} session(s). Present: {shown}.", remedy=f"This needs a {wanted} in anat/."
     )
 
 

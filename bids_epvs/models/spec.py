@@ -49,7 +49,7 @@ class ModelSpec:
         For the methods text of the report.
     task : {'segmentation', 'count', 'rating', 'severity'}
     suffixes : tuple of str
-        Sequences used; the first is required.
+        Sequences used.
     regions : tuple of str
         Names of `prepare.regions.NAMES` it speaks about.
     predict : callable
@@ -64,6 +64,8 @@ class ModelSpec:
         None for methods that need none.
     calibrated : bool
         Whether its values are probabilities.
+    needs_t2w : bool
+        Whether it cannot do without a T2w.
     deviations : tuple of str
         Every difference from the paper.
     """
@@ -84,4 +86,5 @@ class ModelSpec:
     explain: Callable[..., Any] | None = None
     weights: Weights | None = None
     calibrated: bool = False
+    needs_t2w: bool = True
     deviations: tuple[str, ...] = ()

@@ -261,12 +261,14 @@ SPEC = ModelSpec(
     build=build,
     weights=WEIGHTS,
     calibrated=True,
+    needs_t2w=False,
     deviations=(
         "Trained on simulated images of real label maps, not on manual segmentations; not validated on labelled scans.",
         "One network for all combinations of sequences: they are left out at random in training and marked absent.",
         "Two neighbouring slices on each side and the voxel size are further channels.",
         "Targets are the share of each voxel that EPVS fill; loss is cross-entropy and soft Dice.",
-        "Sequences are aligned to the T2w instead of the SWI; large fluid is left out of the result.",
+        "Sequences are aligned to the T2w (without one to the T1w or FLAIR) instead of the SWI.",
+        "Large fluid is left out of the result.",
         "The threshold makes the mean count right on held-out simulated brains, apart for thin and thick slices.",
     ),
 )

@@ -33,6 +33,12 @@ def levels(image: np.ndarray, white: np.ndarray, fluid: np.ndarray) -> Levels:
     return Levels(centre, max(top, centre + 1e-6), noise)
 
 
+def inverted(image: np.ndarray, white: np.ndarray) -> np.ndarray:
+    """An image on which fluid is dark (T1w, FLAIR), turned about the median of white matter: fluid is bright."""
+    centre = np.float32(np.median(image[white])) if white.any() else np.float32(image.max() / 2)
+    return np.asarray(2 * centre - image, np.float32)
+
+
 def large_fluid(image: np.ndarray, labels: np.ndarray, spacing: tuple[float, ...], found: Levels) -> np.ndarray:
     """Ventricles, cisterns and sulci: fluid too large for, or connected to fluid outside of, white matter.
 

@@ -15,6 +15,7 @@ from nibabel.nifti1 import Nifti1Image
 from bids_epvs.prepare import atlas, bias, brain, intensity, regions, register
 from bids_epvs.prepare.labels import mirrored
 from bids_epvs.prepare.resample import canonical, canonical_to_world, resample, voxel_spacing
+from bids_epvs.records import reference_of
 
 if TYPE_CHECKING:
     from bids_epvs.prepare.ants import Transform
@@ -34,16 +35,17 @@ STRUCTURES = {
 }
 """Left structures whose confidence a region has (the least certain one counts)."""
 STRONG_BIAS = 2.5
+NO_T2W = "there is no T2w: EPVS are looked for on the {}, where far fewer can be seen and fewer of those found are EPVS"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What preparation found, all in the canonical frame of the T2w.
+    """What preparation found, all in the canonical frame of the reference.
 
     Attributes
     ----------
     images : mapping
-        ``T2w`` (bias-corrected), and the other sequences on its grid; float32.
+        The reference (bias-corrected), and the other sequences on its grid; float32.
     anatomy : Anatomy
         Labels and brain mask.
     regions, csf : ndarray
@@ -53,7 +55,7 @@ class Result:
     slices : mapping
         See `records.Prepared`.
     transforms : mapping
-        Rigid transform between the T2w and each other sequence; its files live as long as the work directory.
+        Rigid transform between the reference and each other sequence; its files live as long as the work directory.
     alignment : Alignment
     confidence : mapping
         Expected Dice of the structures of each region, by its full name; empty without a network.
@@ -87,7 +89,7 @@ def prepare(
     Parameters
     ----------
     images : mapping
-        ``T2w`` and optionally ``T1w``, ``FLAIR``, ``SWI``, as loaded.
+        At least one of `records.REFERENCES`, as loaded; the first of them is the reference: results lie on its grid.
     work_dir : Path
         For transform files.
     registration : {'deformable', 'affine'}
@@ -96,24 +98,26 @@ def prepare(
     segmentation_space : str
         The image whose world space that is.
     parcellate : callable, optional
-        A network: images of the T2w's grid and the affine to the template, to `brain.Parcels`; replaces the atlas.
+        A network: images on the reference's grid and the affine to the template, to `brain.Parcels`; it replaces the
+        atlas.
     """
-    native = images["T2w"]
-    t2w = canonical(native)
-    logger.info("preparation 1: bias field of the T2w at %g mm", bias.COARSE_MM)
-    t2w, variation = bias.correct(t2w)
+    reference = reference_of(images)
+    native = images[reference]
+    base = canonical(native)
+    logger.info("preparation 1: bias field of the %s at %g mm", reference, bias.COARSE_MM)
+    base, variation = bias.correct(base)
     kind = "affine" if parcellate else registration
-    logger.info("preparation 2: template to T2w (%s)", kind)
-    alignment = register.template_to(t2w, kind=kind, work_dir=work_dir / "template")
-    aligned, transforms = {"T2w": t2w}, {}
-    for name in (n for n in images if n != "T2w"):
-        logger.info("preparation 3: %s to T2w (rigid)", name)
+    logger.info("preparation 2: template to %s (%s)", reference, kind)
+    alignment = register.template_to(base, kind=kind, work_dir=work_dir / "template")
+    aligned, transforms = {reference: base}, {}
+    for name in (n for n in images if n != reference):
+        logger.info("preparation 3: %s to %s (rigid)", name, reference)
         turned = _in_frame(images[name], native)
         turned = nib.Nifti1Image(np.asarray(bias.correct(turned)[0].dataobj), turned.affine)
-        aligned[name], transforms[name] = register.onto(t2w, turned, work_dir=work_dir / name)
+        aligned[name], transforms[name] = register.onto(base, turned, work_dir=work_dir / name)
     logger.info("preparation 4: brain, tissues and labels")
     sure: Mapping[str, float] = {}
-    contrasts = [aligned[n] for n in ("T2w", "T1w") if n in aligned]
+    contrasts = [aligned[n] for n in dict.fromkeys((reference, "T2w", "T1w")) if n in aligned]
     if parcellate:
         parcels = parcellate(contrasts, alignment.to_template)
         sure = confidence(parcels)
@@ -127,18 +131,21 @@ def prepare(
         anatomy = brain.from_atlas(contrasts, alignment)
     else:
         moved = _in_frame(segmentation, native)
-        anatomy = brain.from_segmentation(moved, t2w, transforms.get(segmentation_space))
-    to_template = alignment.to_template @ t2w.affine
+        anatomy = brain.from_segmentation(moved, base, transforms.get(segmentation_space))
+    to_template = alignment.to_template @ base.affine
     logger.info("preparation 5: regions and large fluid")
-    spacing = voxel_spacing(t2w)
-    points = brain.template_points(alignment, t2w)
-    found = regions.from_labels(anatomy.labels, spacing, to_template, above=_heights(points, t2w))
-    slices = regions.rating_slices(anatomy.labels, spacing, _commissure(points, t2w))
-    data = np.asarray(t2w.dataobj)
+    spacing = voxel_spacing(base)
+    points = brain.template_points(alignment, base)
+    found = regions.from_labels(anatomy.labels, spacing, to_template, above=_heights(points, base))
+    slices = regions.rating_slices(anatomy.labels, spacing, _commissure(points, base))
     white, ventricles = np.isin(anatomy.labels, (2, 41)), np.isin(anatomy.labels, (4, 43))
+    data = np.asarray(base.dataobj)
+    data = data if reference == "T2w" else intensity.inverted(data, white)
     level = intensity.levels(data, white, ventricles)
     csf = intensity.large_fluid(data, anatomy.labels, spacing, level)
     notes = quality_notes(alignment, variation, anatomy, found, spacing, sure)
+    if reference != "T2w":
+        notes = (NO_T2W.format(reference), *notes)
     return Result(aligned, anatomy, found, csf, to_template, slices, transforms, alignment, sure, notes)
 
 
@@ -152,28 +159,28 @@ def confidence(parcels: brain.Parcels) -> dict[str, float]:
     return out
 
 
-def _heights(points: Nifti1Image, t2w: Nifti1Image) -> dict[str, np.ndarray]:
+def _heights(points: Nifti1Image, base: Nifti1Image) -> dict[str, np.ndarray]:
     """Height (mm) of each voxel above `regions.PLANES`, through the full transform; -99 outside the atlas."""
     out = {}
     for name, (point, normal) in regions.PLANES.items():
         height = (np.asarray(points.dataobj) - point) @ (normal / np.linalg.norm(normal))
         coarse = nib.Nifti1Image(np.nan_to_num(height, nan=-99.0).astype(np.float32), points.affine)
-        out[name] = np.asarray(resample(coarse, t2w, antialias=False).dataobj)
+        out[name] = np.asarray(resample(coarse, base, antialias=False).dataobj)
     return out
 
 
-def _commissure(points: Nifti1Image, t2w: Nifti1Image) -> float:
+def _commissure(points: Nifti1Image, base: Nifti1Image) -> float:
     """Height of the anterior commissure in slices of the T2w; -1 where the scan does not cover it."""
     distance = np.linalg.norm(np.asarray(points.dataobj) - regions.ANTERIOR_COMMISSURE, axis=-1)
     if not (distance < 4.0).any():
         return -1.0
     at = np.unravel_index(int(np.nanargmin(distance)), distance.shape)
-    voxel = np.linalg.inv(t2w.affine) @ points.affine @ np.r_[at, 1.0]
+    voxel = np.linalg.inv(base.affine) @ points.affine @ np.r_[at, 1.0]
     return float(voxel[2])
 
 
 def _in_frame(image: Nifti1Image, native: Nifti1Image) -> Nifti1Image:
-    """An image of the session, its affine carried into the canonical frame of the T2w."""
+    """An image of the session, its affine carried into the canonical frame of the reference."""
     turned = nib.as_closest_canonical(image)
     affine = np.linalg.inv(canonical_to_world(native)) @ turned.affine
     return nib.Nifti1Image(np.ascontiguousarray(turned.dataobj), affine)
@@ -190,7 +197,7 @@ def quality_notes(
     """Warnings for the report, in words with numbers."""
     notes = []
     if alignment.stripped:
-        notes.append("the T2w looks skull-stripped already: its own outline is the brain mask")
+        notes.append("the scan looks skull-stripped already: its own outline is the brain mask")
     if alignment.similarity < LOW_SIMILARITY:
         notes.append(f"template alignment is doubtful (correlation {alignment.similarity:.2f}): check the regions")
     if variation > STRONG_BIAS:

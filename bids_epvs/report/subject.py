@@ -108,6 +108,7 @@ def _session(view: View, pictures: dict[str, bytes]) -> dict:
     """Everything the template needs of one session; fills `pictures`."""
     out: dict[str, Any] = {
         "label": view.scan.label,
+        "reference": view.scan.reference,
         "error": view.error,
         "sources": view.sources,
         "skipped": view.scan.notes,
@@ -144,7 +145,7 @@ def _mosaic(view: View, pictures: dict[str, bytes]) -> dict:
     """Grey mosaic, anatomy layer and one EPVS layer a model."""
     prepared = view.prepared
     assert prepared is not None  # the caller checked
-    image = prepared.images["T2w"]
+    image = prepared.base
     base, anatomy = figures.mosaic(
         image, {"brain": prepared.brain, "regions": prepared.regions}, prepared.brain, prepared.spacing
     )
@@ -153,7 +154,7 @@ def _mosaic(view: View, pictures: dict[str, bytes]) -> dict:
         _, found = figures.mosaic(image, {"epvs": labels > 0}, prepared.brain, prepared.spacing)
         uri = _keep(pictures, f"{view.scan.label}_{name}.png", figures.png(found))
         layers.append((name, f"EPVS by {name}", uri))
-    return {"base": _keep(pictures, f"{view.scan.label}_T2w.jpg", figures.jpeg(base)), "layers": layers}
+    return {"base": _keep(pictures, f"{view.scan.label}_base.jpg", figures.jpeg(base)), "layers": layers}
 
 
 def _thumbnail(view: View) -> bytes:
@@ -167,12 +168,12 @@ def _thumbnail(view: View) -> bytes:
         index = int(found.iloc[0]) if len(found) else index
     epvs = next(iter(view.masks.values())) > 0 if view.masks else np.zeros(prepared.brain.shape, bool)
     base, overlay = figures.tile(
-        prepared.images["T2w"],
+        prepared.base,
         {"brain": prepared.brain, "epvs": epvs},
         axis=2,
         index=index,
         spacing=prepared.spacing,
-        limits=figures.window(prepared.images["T2w"], prepared.brain),
+        limits=figures.window(prepared.base, prepared.brain),
         width=220,
     )
     return figures.jpeg(figures.blended(base, overlay))
@@ -196,7 +197,7 @@ def _decisions(view: View, model: str, pictures: dict[str, bytes]) -> list[dict]
     """The fullest slice of each rated region: whole slice, and the region at full resolution with and without EPVS."""
     prepared, out = view.prepared, []
     assert prepared is not None and view.summary is not None  # the caller checked
-    limits = figures.window(prepared.images["T2w"], prepared.brain)
+    limits = figures.window(prepared.base, prepared.brain)
     for name in DECIDED:
         rows = view.summary
         row = rows[(rows["model"] == model) & (rows["region"] == name) & (rows["hemisphere"] == "both")]
@@ -213,7 +214,7 @@ def _decisions(view: View, model: str, pictures: dict[str, bytes]) -> list[dict]
             "limits": limits,
             "width": 620,
         }
-        image = prepared.images["T2w"]
+        image = prepared.base
         base, edge = figures.tile(image, {"regions": own}, box=box, **common)
         _, found = figures.tile(image, {"epvs": view.masks[model] > 0}, box=box, **common)
         stem = f"{view.scan.label}_{model}_{name}"

@@ -73,7 +73,7 @@ def test_the_last_try_decides(results):
     found = table.collect(out, raw)
     reasons = {f.label: f.reason for f in found.failures}
     assert reasons["sub-02_ses-1"] == "truncated"
-    assert reasons["sub-04"] == "no T2w"
+    assert reasons["sub-04"].startswith("no T2w")
     assert "sub-01_ses-1" not in reasons
     assert len(found.wide) == 2
 

@@ -4,7 +4,7 @@ import pytest
 
 from bids_epvs.errors import InvalidDatasetError, NoFileSelectedError, NothingToDoError, UsageError
 from bids_epvs.inputs import query
-from bids_epvs.records import Scan
+from bids_epvs.records import REFERENCES, Scan
 
 
 def names(scan):
@@ -101,6 +101,16 @@ def test_nothing_usable(skeleton):
     skeleton.add("sub-01_T1w.nii.gz")
     with pytest.raises(NothingToDoError, match=r"no T2w .* sub-01_T1w"):
         query.find_scans(skeleton.root)
+
+
+def test_without_a_t2w_another_sequence_may_stand_for_it(skeleton):
+    skeleton.add("sub-01_T1w.nii.gz")
+    skeleton.add("sub-01_FLAIR.nii.gz")
+    skeleton.add("sub-02_swi.nii.gz")
+    found = query.find_scans(skeleton.root, needed=REFERENCES)
+    assert [(s.label, s.reference) for s in found.scans] == [("sub-01", "T1w")]
+    assert found.without_t2w == ("sub-02",)
+    assert "no T2w found" in found.scans[0].notes
 
 
 def test_no_dataset(skeleton, tmp_path):

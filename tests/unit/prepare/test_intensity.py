@@ -24,6 +24,20 @@ def test_without_masks_levels_stay_ordered():
     assert found.fluid > found.white
 
 
+def test_dark_fluid_becomes_bright(rng):
+    labels = np.full((60, 60, 9), 2, np.int16)
+    labels[20:40, 20:40, 2:7] = 4
+    t1w = np.where(labels == 4, 230.0, 900.0) + rng.normal(0, 15, labels.shape)
+    white = labels == 2
+    turned = intensity.inverted(t1w, white)
+    level = intensity.levels(turned, white, labels == 4)
+    assert level.white == pytest.approx(900, abs=5)
+    assert level.fluid > 1500
+    mask = intensity.large_fluid(turned, labels, SPACING, level)
+    assert mask[30, 30, 4] and not mask[5, 5, 4]
+    assert intensity.inverted(t1w, np.zeros_like(white)).shape == t1w.shape
+
+
 def test_large_fluid_takes_ventricles_and_leaves_tubes():
     image = np.full((60, 60, 9), 400.0)
     labels = np.full(image.shape, 2, np.int16)
