@@ -2,7 +2,8 @@
 
 ``python benchmarks/segmentation.py LABELMAPS OUT`` draws brains of the heads given with ``--subjects`` (isotropic and
 thick slices, mimics on), kept in OUT/examples, hands them with their true regions to ``unet`` with each of the eight
-combinations of Rashid et al. 2023 and to the other methods, and writes
+combinations of Rashid et al. 2023 and to the other methods (with ``--tune EXAMPLES``, a folder of training examples of
+``bids_epvs-train unet``, also to those of `baselines`), and writes
 
 - ``sessions.tsv``: the measures of `bids_epvs.evaluate`, a row for each brain and method;
 - ``summary.tsv``: means, standard errors and agreement, by resolution;
@@ -16,6 +17,7 @@ import argparse
 import time
 from pathlib import Path
 
+import baselines
 import numpy as np
 import pandas as pd
 
@@ -50,6 +52,25 @@ def truth(stored: dict[str, np.ndarray]) -> metrics.Truth:
     return metrics.Truth((stored["fraction"] >= 128) & inside, lesions, expected)
 
 
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of an example."""
+    with np.load(path) as file:
+        return dict(file)
+
+
+def tuned(folder: Path, brains: int) -> dict[str, tuple[baselines.Response, dict[str, float]]]:
+    """Baselines with their thresholds, from the first training brains; the forest grows on others."""
+    paths = sorted(folder.glob("example-*.npz"))
+    stored = [read(p) for p in paths[: 2 * brains]]
+    known = [(prepared(s, ("T2w",)), truth(s)) for s in stored]
+    first, second = known[:brains], known[brains:]
+    methods = {"frangi tuned": baselines.vesselness, "jerman": baselines.jerman, "hrf": baselines.Forest().fit(second)}
+    out = {name: (response, baselines.tuned(response, first, LIMITS)) for name, response in methods.items()}
+    for name, (_, thresholds) in out.items():
+        print(name, thresholds, flush=True)
+    return out
+
+
 def main() -> None:
     """Write the tables, print the means."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
@@ -58,28 +79,37 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+", default=["05", "20"])
     parser.add_argument("--scenes", type=int, default=6)
     parser.add_argument("--others", nargs="*", default=["frangi"], help="methods beside unet")
+    parser.add_argument("--tune", type=Path, metavar="EXAMPLES", help="training examples to tune baselines on")
+    parser.add_argument("--tune-brains", type=int, default=8)
     parser.add_argument("--weights", type=Path, help="other weights of unet than the packaged ones")
     parser.add_argument("--combinations", nargs="+", default=["+".join(c) for c in unet.COMBINATIONS])
     args = parser.parse_args()
     heads = tuple(args.labelmaps / f"sub-{s}_dseg.nii.gz" for s in args.subjects)
     volumes.generate(heads, args.out / "examples", number=args.scenes, seed=777)
     ways = [("unet", tuple(c.split("+"))) for c in args.combinations] + [(m, ("T2w",)) for m in args.others]
+    others = tuned(args.tune, args.tune_brains) if args.tune else {}
+    ways += [(name, ("T2w",)) for name in others]
     rows, lesions, speed = [], [], []
     for path in sorted((args.out / "examples").glob("example-*.npz")):
-        with np.load(path) as file:
-            stored = dict(file)
+        stored = read(path)
         known = truth(stored)
         for model, names in ways:
             session = prepared(stored, names)
-            spec = load(model) if model != "unet" else unet.SPEC
-            parameters = {**spec.parameters, **({"weights": args.weights} if model == "unet" else {})}
             start = time.monotonic()
-            found = spec.predict(session, parameters)
+            if model in others:
+                response, thresholds = others[model]
+                score = response(session)
+                mask = score >= thresholds[unet.kind(session.spacing)]
+            else:
+                spec = load(model) if model != "unet" else unet.SPEC
+                parameters = {**spec.parameters, **({"weights": args.weights} if model == "unet" else {})}
+                found = spec.predict(session, parameters)
+                score, mask = found.probability, found.mask
             seconds = time.monotonic() - start
-            labels = instances(found.mask & (session.regions > 0), session.voxel_mm3, **LIMITS)
+            labels = instances(mask & (session.regions > 0), session.voxel_mm3, **LIMITS)
             seen = metrics.detection(known, labels, session.spacing)
             where = session.regions > 0
-            figures = metrics.measures(known, labels, found.probability, session.spacing, where, seen=seen)
+            figures = metrics.measures(known, labels, score, session.spacing, where, seen=seen)
             thick = max(session.spacing) > cases.THICK_MM
             name = f"unet {'+'.join(names)}" if model == "unet" else model
             about = {"label": path.stem, "model": name, "slice_mm": session.spacing[2]}

@@ -73,7 +73,7 @@ def test_exit_codes(skeleton, tmp_path, capsys):
     assert code(tmp_path / "none", out, "participant") == 16
     assert code(skeleton.root, out, "cohort") == 17
     skeleton.add("sub-01_T1w.nii.gz")
-    assert code(skeleton.root, out, "participant") == 66
+    assert code(skeleton.root, out, "participant", "--models", "frangi") == 66
     skeleton.add("sub-01_T2w.nii.gz")
     assert code(skeleton.root, out, "participant", "--participant-label", "9") == 18
     assert code(skeleton.root, skeleton.root, "participant") == 64

@@ -374,3 +374,25 @@ def test_templates_of_templateflow_are_found_on_disk(finished, simulated, quick,
     ]
     centres = [np.argwhere(np.asarray(i.dataobj) > 0).mean(0) @ i.affine[:3, :3].T + i.affine[:3, 3] for i in found]
     np.testing.assert_allclose(centres[0] - centres[1], (3, -2, 4), atol=1.5)
+
+
+@pytest.mark.slow
+def test_a_session_without_t2w_is_read_on_its_t1w(quick, tmp_path):
+    from bids_epvs.synth import dataset
+
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    plan = dataset.Plan(raw, 1, 3, contrasts=("T2w", "T1w"), burden="high", spacing=(1.0, 1.0, 1.5), fine_mm=1.0)
+    dataset.simulate(plan)
+    for name in ("T2w.nii.gz", "T2w.json"):
+        (raw / f"sub-01/anat/sub-01_{name}").unlink()
+    assert go(raw, out, "--config-file", quick) == 0
+    anat = out / "sub-01" / "anat"
+    t1w = nib.load(raw / "sub-01/anat/sub-01_T1w.nii.gz")
+    mask = nib.load(anat / "sub-01_label-EPVS_desc-unet_mask.nii.gz")
+    assert mask.shape == t1w.shape and np.allclose(mask.affine, t1w.affine, atol=1e-4)
+    assert (anat / "sub-01_desc-preproc_T1w.nii.gz").is_file()
+    assert (anat / "sub-01_from-T1w_to-MNI152NLin2009aSym_mode-image_xfm.h5").is_file()
+    assert not list(anat.glob("*desc-frangi*")), "it needs a T2w"
+    assert "there is no T2w" in (out / "sub-01.html").read_text()
+    summary = pd.read_csv(anat / "sub-01_desc-summary_epvs.tsv", sep="\t")
+    assert set(summary["model"]) == {"unet"}

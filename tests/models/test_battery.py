@@ -54,6 +54,7 @@ def test_declarations(name):
     assert spec.citation and spec.title and spec.deviations
     assert set(spec.regions) <= set(NAMES)
     assert spec.suffixes[0] == "T2w"
+    assert spec.needs_t2w == (spec.suffixes == ("T2w",))
     assert spec.task in ("segmentation", "count", "rating", "severity")
 
 
