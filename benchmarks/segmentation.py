@@ -49,7 +49,7 @@ def truth(stored: dict[str, np.ndarray]) -> metrics.Truth:
     lesions = np.where(inside, stored["index"], 0).astype(np.int32)
     shown = (stored["fraction"] >= 255 * cases.VISIBLE) & inside
     expected = np.unique(lesions[shown & (lesions > 0)])
-    return metrics.Truth((stored["fraction"] >= 128) & inside, lesions, expected)
+    return metrics.Truth((stored["fraction"] >= 128) & inside, lesions, expected, stored["fraction"] / np.float32(255))
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -109,12 +109,14 @@ def main() -> None:
             labels = instances(mask & (session.regions > 0), session.voxel_mm3, **LIMITS)
             seen = metrics.detection(known, labels, session.spacing)
             where = session.regions > 0
-            figures = metrics.measures(known, labels, score, session.spacing, where, seen=seen)
+            figures = metrics.measures(
+                known, labels, score, session.spacing, where, seen=seen, calibrated=model == "unet"
+            )
             thick = max(session.spacing) > cases.THICK_MM
             name = f"unet {'+'.join(names)}" if model == "unet" else model
             about = {"label": path.stem, "model": name, "slice_mm": session.spacing[2]}
-            split = {"resolution": "thick" if thick else "isotropic", "mimics": "with", "region": "all"}
-            rows.append({**about, **split, **figures})
+            split = {"resolution": "thick" if thick else "isotropic", "mimics": "with", "contrast": "unknown"}
+            rows.append({**about, **split, "region": "all", **figures, "interval_coverage": np.nan})
             for index, hit in seen.inside(where).hit.items():
                 row = {"kind": "EPVS", "index": index, "found": hit, "resolution": split["resolution"]}
                 lesions.append({**about, **row, "diameter_mm": stored["diameter_mm"][index - 1]})
@@ -130,7 +132,19 @@ def main() -> None:
         "speed": pd.DataFrame(speed),
     }.items():
         table.to_csv(args.out / f"{label}.tsv", sep="\t", index=False, float_format="%.4f")
-    shown = ["part", "model", "n", "sensitivity", "precision", "f1", "dice", "icc_count", "icc_volume", "bias_count"]
+    shown = [
+        "part",
+        "model",
+        "n",
+        "sensitivity",
+        "precision",
+        "f1",
+        "dice",
+        "ece",
+        "icc_count",
+        "icc_volume",
+        "bias_count",
+    ]
     print(summary[shown].round(3).to_string(index=False))
     print(pd.concat(parts).to_string(index=False))
 

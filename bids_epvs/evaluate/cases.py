@@ -32,6 +32,10 @@ DIAMETERS = ((0.0, 0.8), (0.8, 1.0), (1.0, 1.5), (1.5, np.inf))
 """Classes of mean diameter (mm)."""
 LESION_COLUMNS = ["label", "model", "slice_mm", "kind", "index", "found", "diameter_mm", "on_mimic"]
 """Of the rows of single lesions."""
+RELIABILITY_COLUMNS = ["label", "model", "bin", "n", "predicted", "observed"]
+"""Of the rows of bins of probability."""
+CONTRASTS = ((5.0, "contrast-to-noise below 5"), (10.0, "5 to 10"), (np.inf, "10 and more"))
+"""Upper ends and names of the classes of contrast-to-noise."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +148,9 @@ def read_truth(case: Case) -> Known:
     numbered, share = (Path(f"{stem}_label-EPVS_{n}.nii.gz") for n in ("desc-instances_dseg", "probseg"))
     lesions = np.asarray(_load(numbered, frame).dataobj).astype(np.int32) if numbered.is_file() else _lesions(mask)
     expected = np.unique(lesions[lesions > 0])
-    if numbered.is_file() and share.is_file():
-        peak = ndimage.maximum(np.asarray(_load(share, frame).dataobj), lesions, expected) if expected.size else []
+    filled = np.asarray(_load(share, frame).dataobj, np.float32) if share.is_file() else None
+    if numbered.is_file() and filled is not None:
+        peak = ndimage.maximum(filled, lesions, expected) if expected.size else []
         expected = expected[np.asarray(peak) >= VISIBLE]
     table, mimics = Path(f"{stem}_desc-truth_epvs.tsv"), Path(f"{stem}_desc-mimics_dseg.nii.gz")
     diameter = {}
@@ -156,7 +161,7 @@ def read_truth(case: Case) -> Known:
     regions = own if own.is_file() else case.results / f"{case.label}_seg-epvs_dseg.nii.gz"
     return Known(
         frame,
-        Truth(mask, lesions, expected),
+        Truth(mask, lesions, expected, filled),
         np.asarray(_load(regions, frame).dataobj).astype(np.uint8),
         diameter,
         np.asarray(_load(mimics, frame).dataobj) > 0 if mimics.is_file() else None,
@@ -195,32 +200,79 @@ def contrast_to_noise(case: Case, known: Known) -> float:
     return (float(np.median(image[known.truth.mask])) - middle) / noise if noise > 0 else float("nan")
 
 
-def measure(case: Case) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    """Rows of one session: measures of each method in each region (the first is ``all``), and its single lesions."""
+def claims_probability(case: Case, model: str) -> bool:
+    """Whether the scores of a method are meant as probabilities (its sidecar may deny it)."""
+    about = write.read_json(case.results / f"{case.label}_label-EPVS_desc-{model}_probseg.json")
+    return bool(about.get("Calibrated", True))
+
+
+def intervals(case: Case) -> dict[tuple[str, str], tuple[float, float]]:
+    """Interval of the count by method and region, from the summary table of the results; empty without."""
+    path = case.results / f"{case.label}_desc-summary_epvs.tsv"
+    if not path.is_file():
+        return {}
+    table = write.read_table(path)
+    both = table[(table["hemisphere"] == "both") & table["count_low"].notna()]
+    ends = zip(both["count_low"].astype(float), both["count_high"].astype(float), strict=True)
+    return dict(zip(zip(both["model"], both["region"], strict=True), ends, strict=True))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on one session, as rows of tables.
+
+    Attributes
+    ----------
+    rows : list of dict
+        Measures of each method in each region; the first region is ``all``.
+    lesions : list of dict
+        Each expected EPVS and each wrong lesion.
+    reliability : list of dict
+        Bins of probability, for methods that claim one.
+    """
+
+    rows: list[dict[str, object]]
+    lesions: list[dict[str, object]]
+    reliability: list[dict[str, object]]
+
+
+def measure(case: Case) -> Measured:
+    """Measure one session."""
     known = read_truth(case)
     inside = {"all": known.regions > 0}
     for name in NAMES:
         where = np.isin(known.regions, [i for i, r in REGIONS.items() if r.name == name])
         if where.any():
             inside[name] = where
+    contrast = contrast_to_noise(case, known)
     about = {
         "label": case.label,
         "slice_mm": round(known.spacing[2], 3),
         "resolution": "thick" if max(known.spacing) > THICK_MM else "isotropic",
         "mimics": "unknown" if known.mimics is None else "with" if known.mimics.any() else "without",
-        "contrast_to_noise": contrast_to_noise(case, known),
+        "contrast": next((name for end, name in CONTRASTS if contrast < end), "unknown"),
+        "contrast_to_noise": contrast,
     }
-    rows: list[dict[str, object]] = []
-    lesions: list[dict[str, object]] = []
+    out = Measured([], [], [])
+    bounds = intervals(case)
     for model in case.models:
         found, score = read_result(case, model, known.frame)
         seen = metrics.detection(known.truth, found, known.spacing)
+        sure = score is not None and claims_probability(case, model)
         for name, where in inside.items():
-            figures = metrics.measures(known.truth, found, score, known.spacing, where, seen=seen)
-            rows.append({**about, "model": model, "region": name, **figures})
+            figures = metrics.measures(known.truth, found, score, known.spacing, where, seen=seen, calibrated=sure)
+            low, high = bounds.get((model, name), (np.nan, np.nan))
+            covered = float(low <= figures["count_truth"] <= high) if low == low else np.nan
+            out.rows.append({**about, "model": model, "region": name, **figures, "interval_coverage": covered})
         own = {"label": case.label, "model": model, "slice_mm": about["slice_mm"]}
-        lesions += [{**own, **row} for row in _lesion_rows(known, seen.inside(inside["all"]))]
-    return rows, lesions
+        out.lesions.extend({**own, **row} for row in _lesion_rows(known, seen.inside(inside["all"])))
+        if score is not None and sure:
+            share = known.truth.mask if known.truth.share is None else known.truth.share
+            table = metrics.reliability(share[inside["all"]].astype(float), score[inside["all"]])
+            for k, (n, predicted, observed) in enumerate(table):
+                row = {"bin": k, "n": int(n), "predicted": predicted, "observed": observed}
+                out.reliability.append({"label": case.label, "model": model, **row})
+    return out
 
 
 def _lesion_rows(known: Known, seen: Detection) -> Iterator[dict[str, object]]:

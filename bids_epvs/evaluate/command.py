@@ -77,13 +77,16 @@ def evaluate(args: argparse.Namespace) -> Path:
             measured = list(pool.map(cases.measure, found))
     else:
         measured = [cases.measure(case) for case in found]
-    sessions = pd.DataFrame([row for rows, _ in measured for row in rows])
-    lesions = pd.DataFrame([row for _, rows in measured for row in rows], columns=cases.LESION_COLUMNS)
+    sessions = pd.DataFrame([row for m in measured for row in m.rows])
+    lesions = pd.DataFrame([row for m in measured for row in m.lesions], columns=cases.LESION_COLUMNS)
+    bins = pd.DataFrame([row for m in measured for row in m.reliability], columns=cases.RELIABILITY_COLUMNS)
+    bins = tables.reliability(bins)
     summary, diameters = tables.summary(sessions), cases.diameters(lesions)
     about = {k: {"Description": v} for k, v in tables.DESCRIPTIONS.items()}
     write.table(args.out / "evaluation_sessions.tsv", sessions, meta=about)
     write.table(args.out / "evaluation_lesions.tsv", lesions)
     write.table(args.out / "evaluation_diameters.tsv", diameters)
+    write.table(args.out / "evaluation_reliability.tsv", bins)
     write.table(args.out / "evaluation.tsv", summary, meta=about)
     simulated = any((c.truth / f"{c.label}_label-EPVS_probseg.nii.gz").is_file() for c in found)
     remarks = [SIMULATED] if simulated else []
@@ -95,6 +98,7 @@ def evaluate(args: argparse.Namespace) -> Path:
         sessions,
         summary,
         diameters[diameters["n"] > 0],
+        bins,
         shown=tables.MEANS,
         descriptions=tables.DESCRIPTIONS,
         remarks=remarks,

@@ -33,11 +33,14 @@ class Truth:
         One index an EPVS, also where it fills little of a voxel.
     expected : ndarray of int
         Indices of the EPVS that a reader could see; all of them in manual truth.
+    share : ndarray of float32, optional
+        EPVS in each voxel; the mask where it is not known.
     """
 
     mask: np.ndarray
     lesions: np.ndarray
     expected: np.ndarray
+    share: np.ndarray | None = None
 
 
 def markers(labels: np.ndarray, spacing: tuple[float, float, float]) -> dict[int, tuple[int, int, int]]:
@@ -190,6 +193,37 @@ def auc(truth: np.ndarray, score: np.ndarray) -> float:
     return float((above * (smaller + below / 2)).sum() / (positive * negative))
 
 
+def reliability(share: np.ndarray, score: np.ndarray, *, bins: int = 10) -> np.ndarray:
+    """How probabilities agree with what is there, in equal bins of probability.
+
+    Parameters
+    ----------
+    share : ndarray
+        (n,), EPVS in each voxel, 0-1.
+    score : ndarray
+        (n,), probability, 0-1.
+    bins : int
+
+    Returns
+    -------
+    ndarray
+        (bins, 3): voxels, sum of the probabilities, sum of the shares.
+    """
+    at = np.minimum((score * bins).astype(int), bins - 1)
+    columns = (np.bincount(at, weights=w, minlength=bins) for w in (np.ones(len(at)), score, share))
+    return np.stack(list(columns), axis=1)
+
+
+def calibration_error(table: np.ndarray) -> float:
+    """Expected calibration error (ECE) of `reliability`: mean absolute gap, weighted by voxels; nan without any.
+
+    >>> calibration_error(np.array([[90.0, 9.0, 0.0], [10.0, 9.0, 9.0]]))
+    0.09
+    """
+    total = table[:, 0].sum()
+    return float(np.abs(table[:, 1] - table[:, 2]).sum() / total) if total else NOTHING
+
+
 def matched_dice(truth: Truth, found: np.ndarray) -> float:
     """Mean Dice of each expected EPVS with the lesions that touch it, over those touched; nan without any (VALDO)."""
     values = []
@@ -214,6 +248,7 @@ def measures(
     where: np.ndarray,
     *,
     seen: Detection | None = None,
+    calibrated: bool = False,
 ) -> dict[str, float]:
     """All measures inside a region.
 
@@ -230,12 +265,14 @@ def measures(
         The region.
     seen : Detection, optional
         Of the whole scan, where it is known already.
+    calibrated : bool
+        Whether `score` claims to be a probability.
 
     Returns
     -------
     dict
         ``sensitivity, precision, magnitude_accuracy, f1, dice, volumetric_similarity, auc, hausdorff_mm, surface_1mm,
-        mahalanobis, valdo_dice, valdo_volume_mm3, valdo_count, count_truth, count_found, volume_truth_mm3,
+        mahalanobis, ece, valdo_dice, valdo_volume_mm3, valdo_count, count_truth, count_found, volume_truth_mm3,
         volume_found_mm3``; magnitude accuracy is sqrt(S^2 + P^2) of Rashid et al. 2023, the VALDO measures are those
         of Sudre et al. 2024 (doi:10.1016/j.media.2023.103029): Dice of the EPVS touched, and absolute differences.
     """
@@ -257,6 +294,7 @@ def measures(
         "hausdorff_mm": hausdorff,
         "surface_1mm": close,
         "mahalanobis": mahalanobis(mask, made, spacing),
+        "ece": _ece(truth, score, where) if score is not None and calibrated else NOTHING,
         "valdo_dice": matched_dice(inside, np.where(where, found, 0)),
         "valdo_volume_mm3": abs(volumes[0] - volumes[1]),
         "valdo_count": abs(counts[0] - counts[1]),
@@ -265,3 +303,9 @@ def measures(
         "volume_truth_mm3": volumes[0],
         "volume_found_mm3": volumes[1],
     }
+
+
+def _ece(truth: Truth, score: np.ndarray, where: np.ndarray) -> float:
+    """Calibration error inside a region."""
+    share = truth.mask if truth.share is None else truth.share
+    return calibration_error(reliability(share[where].astype(float), score[where]))

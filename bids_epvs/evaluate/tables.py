@@ -10,10 +10,10 @@ from bids_epvs.measure import agreement
 
 MEANS = (
     *("sensitivity", "precision", "magnitude_accuracy", "f1", "dice", "volumetric_similarity", "auc", "hausdorff_mm"),
-    *("surface_1mm", "mahalanobis", "valdo_dice", "valdo_volume_mm3", "valdo_count"),
+    *("surface_1mm", "mahalanobis", "ece", "interval_coverage", "valdo_dice", "valdo_volume_mm3", "valdo_count"),
 )
 COMPARED = {"count": ("count_truth", "count_found"), "volume": ("volume_truth_mm3", "volume_found_mm3")}
-SPLITS = ("resolution", "mimics")
+SPLITS = ("resolution", "mimics", "contrast")
 DESCRIPTIONS = {
     "sensitivity": "share of EPVS whose marker (voxel nearest to the centre of mass) has a voxel found within 1.5 mm",
     "precision": "share of lesions found whose marker has an EPVS within 1.5 mm",
@@ -25,6 +25,8 @@ DESCRIPTIONS = {
     "hausdorff_mm": "largest distance of a voxel of one mask to the other",
     "surface_1mm": "share of both surfaces within 1 mm of the other",
     "mahalanobis": "distance of the mean positions in units of the pooled covariance",
+    "ece": "expected calibration error of the probability of voxels (ten bins)",
+    "interval_coverage": "share of sessions whose true count lies in the 90 % interval",
     "valdo_dice": "mean Dice of the EPVS that are touched",
     "valdo_volume_mm3": "absolute difference of volumes",
     "valdo_count": "absolute difference of counts",
@@ -62,6 +64,15 @@ def summary(sessions: pd.DataFrame) -> pd.DataFrame:
         for (model, region), rows in own.groupby(["model", "region"], sort=False):
             out.append({"part": part, "model": model, "region": region, "n": len(rows), **_figures(rows)})
     return pd.DataFrame(out)
+
+
+def reliability(bins: pd.DataFrame) -> pd.DataFrame:
+    """Mean probability and share of EPVS in each bin over all sessions: model, bin, n, predicted, observed."""
+    total = bins.groupby(["model", "bin"], sort=False)[["n", "predicted", "observed"]].sum().reset_index()
+    total = total[total["n"] > 0].copy()
+    for column in ("predicted", "observed"):
+        total[column] = (total[column] / total["n"]).round(5)
+    return total
 
 
 def _figures(rows: pd.DataFrame) -> dict[str, float]:

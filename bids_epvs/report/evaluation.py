@@ -18,6 +18,7 @@ def render(
     sessions: pd.DataFrame,
     summary: pd.DataFrame,
     diameters: pd.DataFrame,
+    reliability: pd.DataFrame,
     *,
     shown: Sequence[str],
     descriptions: Mapping[str, str],
@@ -28,8 +29,9 @@ def render(
 
     Parameters
     ----------
-    sessions, summary, diameters : DataFrame
-        A row for each session, method and region; for each part, method and region; for each method and diameter.
+    sessions, summary, diameters, reliability : DataFrame
+        A row for each session, method and region; for each part, method and region; for each method and diameter; for
+        each method and bin of probability.
     shown : sequence of str
         Measures whose mean and standard error are shown.
     descriptions : mapping
@@ -50,6 +52,10 @@ def render(
             agreement=AGREEMENT,
             figures=[_figures(m, sessions[(sessions["model"] == m) & (sessions["region"] == "all")]) for m in models],
             diameters=diameters.to_dict("records"),
+            reliability=[
+                {"model": m, "picture": plots.reliability(rows["predicted"].to_numpy(), rows["observed"].to_numpy())}
+                for m, rows in reliability.groupby("model", sort=False)
+            ],
             descriptions=descriptions,
             number=cell,
             versions=versions,

@@ -82,6 +82,20 @@ def comparison(truth: np.ndarray, found: np.ndarray, unit: str) -> str:
         return svg(figure)
 
 
+def reliability(predicted: np.ndarray, observed: np.ndarray) -> str:
+    """Observed share against mean probability of each bin, with the line of identity; an ``<svg>`` element."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(3.6, 3.2), layout="constrained")
+        ax = figure.subplots()
+        ax.plot([0, 1], [0, 1], color="#8a94a3", linewidth=1)
+        ax.plot(predicted, observed, "o-", markersize=4, color="#0b5cad", linewidth=1)
+        ax.set(xlabel="mean probability", ylabel="share of EPVS", xlim=(0, 1), ylim=(0, 1))
+        return svg(figure)
+
+
 def _strip(ax: Any, values: np.ndarray) -> None:
     """Dots with a fixed jitter over a box plot."""
     ax.set_yticks([])

@@ -86,12 +86,36 @@ def test_tables_hold_what_was_put_in(dataset):
     assert classes.loc[("good", "0-0.8"), "n"] == 0, "what hardly shows is not expected"
 
 
+def test_probabilities_and_intervals_are_judged(dataset):
+    summary = "model\tregion\themisphere\tcount_low\tcount_high\n"
+    for region, low, high in (("CentrumSemiovale", 1, 2), ("BasalGanglia", 2, 4)):
+        summary += f"good\t{region}\tboth\t{low}\t{high}\n"
+    for number in ("01", "02"):
+        (dataset / f"out/sub-{number}/anat/sub-{number}_desc-summary_epvs.tsv").write_text(summary)
+    assert run(dataset) == 0
+    table = read(dataset).set_index(["part", "model", "region"])
+    assert table.loc[("all", "good", "CentrumSemiovale"), "interval_coverage"] == 1
+    assert table.loc[("all", "good", "BasalGanglia"), "interval_coverage"] == 0
+    assert np.isnan(table.loc[("all", "bad", "BasalGanglia"), "interval_coverage"])
+    bins = read(dataset, "evaluation_reliability")
+    assert set(bins["model"]) == {"good"}
+    high = bins.set_index("bin").loc[9]
+    assert (high["n"], high["predicted"]) == (2 * 10, pytest.approx(0.9, abs=1e-4))
+    assert high["observed"] == pytest.approx(0.85, abs=1e-4)
+    gaps = 10 * (0.9 - 0.85) + 5 * 0.2  # what was found, and the EPVS that hardly shows
+    assert table.loc[("all", "good", "all"), "ece"] == pytest.approx(gaps / np.prod(SHAPE), abs=1e-4)
+    out = dataset / "out/sub-01/anat/sub-01_label-EPVS_desc-good_probseg.json"
+    out.write_text('{"Calibrated": false}')
+    assert run(dataset) == 0
+    assert read(dataset, "evaluation_reliability")["n"].sum() == np.prod(SHAPE), "one session claims no probability"
+
+
 def test_the_page_says_that_truth_was_simulated_and_what_misled(dataset):
     assert run(dataset, "--nprocs", "2") == 0
     page = (dataset / "evaluation" / "evaluation.html").read_text()
     assert "The truth was simulated" in page
     assert "bad: 2 of 2 wrong lesions lie on a simulated lesion or vessel" in page
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5
     assert "<script src" not in page and '<img src="http' not in page
 
 
