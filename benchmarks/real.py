@@ -1,11 +1,11 @@
-"""``unet`` on real scans without truth: white matter lesions marked with and without FLAIR, counts of repeated sessions.
+"""``unet`` on real scans without truth: white matter lesions marked with and without FLAIR, repeated sessions.
 
 ``python benchmarks/real.py BIDS OUT TABLE.tsv`` reads what ``bids_epvs BIDS OUT participant`` prepared, predicts from
 the T2w alone, with FLAIR, and from all sequences, and writes a row for each session and combination:
 
-- ``lesions_marked``: share of the voxels of white matter lesions that are marked as EPVS. Lesions are found on the FLAIR:
-  white matter brighter than its median by more than 3.5 standard deviations (1.4826 MAD), 26-connected pieces of at least
-  10 mm3 that stay after an opening in the plane; an approximation, as these scans have no masks;
+- ``lesions_marked``: share of the voxels of white matter lesions that are marked as EPVS. Lesions are found on the
+  FLAIR: white matter brighter than its median by more than 3.5 standard deviations (1.4826 MAD), 26-connected pieces
+  of at least 10 mm3 that stay after an opening in the plane; an approximation, as these scans have no masks;
 - ``marked``: the same share for the other white matter;
 - counts by region. Two sessions of one patient should agree better than two patients.
 """
