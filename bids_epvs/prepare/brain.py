@@ -32,6 +32,8 @@ _CLASSES = ("CSF", "GM", "WM", "DGM")
 _CLASS_OF = {"CSF": "CSF", "GM": "GM", "WM": "WM", "DGM": "DGM", "Pallidum": "DGM"}
 MIXED = (7, 46, 8, 47, 16, 28, 60)
 """Labels that hold several tissues, or one unlike the cerebrum's: intensities do not decide about them."""
+OUTSIDE = 0.05
+"""Least probability of brain or fluid in the deformed atlas."""
 BLENDED = (10, 49, 12, 51)
 """Thalamus and putamen, whose borders hardly show: network and atlas together are nearer to the truth than either."""
 _INDICES = np.array(list(ATLAS_LABELS), np.int16)
@@ -353,6 +355,8 @@ def structure_look(parcels: Parcels) -> Nifti1Image:
 def blended(parcels: Parcels, warp: Transform) -> Parcels:
     """Structures in which the deformed atlas knows as much as the network (`BLENDED`): the mean of both.
 
+    What lies where the deformed atlas has no brain (less than `OUTSIDE`) is none: orbits, neck.
+
     Parameters
     ----------
     parcels : Parcels
@@ -371,7 +375,9 @@ def blended(parcels: Parcels, warp: Transform) -> Parcels:
     out = data.copy()
     out[..., chosen] = (data[..., chosen] + known) / 2
     total = np.maximum(out.sum(axis=-1), 1e-6)
-    out *= np.minimum(1, np.maximum(data.sum(axis=-1), 0) / total)[..., None]
+    skull = np.asarray(ants.apply(atlas.brain(), frame, warp).dataobj)
+    inside = np.maximum(data.sum(axis=-1), 0) * np.clip(skull / OUTSIDE, 0, 1)
+    out *= np.minimum(1, inside / total)[..., None]
     return Parcels(nib.Nifti1Image(out, parcels.probability.affine), parcels.labels)
 
 

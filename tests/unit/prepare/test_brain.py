@@ -5,6 +5,7 @@ import pytest
 from bids_epvs.errors import DataError
 from bids_epvs.prepare import brain
 from bids_epvs.prepare.labels import ATLAS_LABELS
+from bids_epvs.prepare.resample import resample
 
 
 def test_expectation_maximisation_recovers_overlapping_classes(rng):
@@ -76,3 +77,35 @@ def test_intensities_do_not_decide_about_mixed_labels():
     labels = brain.label_map(prior, posterior, mask, (4.0, 4.0, 4.0))
     assert (labels[:3] == 16).all(), "the brainstem keeps its place"
     assert (labels[3:] == 10).all(), "white matter does not"
+
+
+def test_the_deformed_atlas_limits_the_brain_and_helps_where_borders_hardly_show(tmp_path):
+    from bids_epvs.models import parcellation
+    from bids_epvs.prepare import ants, atlas
+
+    labels = (2, 41, 12, 51, 11, 50)
+    data = np.zeros((*parcellation.SHAPE, len(labels)), np.float32)
+    data[..., :2] = 0.4  # white matter everywhere, in the neck too
+    data[30:34, 60:64, 38:42, 4] = 0.2  # caudate
+    parcels = brain.Parcels(nib.Nifti1Image(data, parcellation.grid().affine), labels)
+    made = np.asarray(brain.blended(parcels, ants.identity(tmp_path)).probability.dataobj)
+    frame = parcellation.grid()
+    skull = np.asarray(resample(atlas.brain(), frame).dataobj)
+    assert made[skull < 0.01].max() < 0.2
+    well_inside = skull > 0.98
+    assert np.allclose(made.sum(axis=-1)[well_inside], data.sum(axis=-1)[well_inside], atol=0.02), "the total stays"
+    putamen = np.asarray(resample(volume(12), frame).dataobj)
+    inner = (putamen > 0.9) & well_inside
+    assert inner.sum() > 20
+    share = made[..., 2][inner] / made.sum(axis=-1)[inner]
+    assert np.allclose(share, putamen[inner] / 2 / (0.8 + putamen[inner] / 2), atol=0.05)
+    assert (made[..., 4] > 0).sum() <= 64
+
+
+def volume(index):
+    """Probability of one label of the atlas."""
+    from bids_epvs.prepare import atlas
+
+    source = atlas.probabilities()
+    k = list(ATLAS_LABELS).index(index)
+    return nib.Nifti1Image(np.asarray(source.dataobj)[..., k].astype(np.float32) / 255, source.affine)

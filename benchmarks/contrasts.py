@@ -1,0 +1,70 @@
+"""Regions of the same head found in its T2w, T1w and FLAIR, each alone: how far they overlap.
+
+``python benchmarks/contrasts.py BIDS OUT.tsv`` prepares each sequence of each session by itself, brings the regions of
+T1w and FLAIR onto the T2w (rigid registration of the images, nearest label) and writes the Dice of each region.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from bids_epvs.evaluate.metrics import dice
+from bids_epvs.inputs.load import load_image
+from bids_epvs.inputs.query import find_scans
+from bids_epvs.models import parcellation
+from bids_epvs.prepare import ants, bias, register
+from bids_epvs.prepare.regions import REGIONS
+from bids_epvs.prepare.resample import canonical, canonical_to_world, to_native
+from bids_epvs.prepare.session import prepare
+
+
+def in_frame(image: nib.Nifti1Image, native: nib.Nifti1Image) -> nib.Nifti1Image:
+    """An image of the session in the canonical frame of another one."""
+    turned = nib.as_closest_canonical(image)
+    return nib.Nifti1Image(np.asarray(turned.dataobj), np.linalg.inv(canonical_to_world(native)) @ turned.affine)
+
+
+def main() -> None:
+    """Write the table, print its means."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("bids", type=Path)
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    rows = []
+    for scan in find_scans(args.bids).scans:
+        images = {n: load_image(p).image for n, p in scan.files.items() if n != "SWI"}
+        found = {}
+        for name, image in images.items():
+            with tempfile.TemporaryDirectory() as work:
+                start = time.monotonic()
+                result = prepare({name: image}, work_dir=Path(work), parcellate=parcellation.predict)
+                found[name] = result.regions, time.monotonic() - start
+        native = images["T2w"]
+        base = bias.correct(canonical(native))[0]
+        for name in (n for n in images if n != "T2w"):
+            with tempfile.TemporaryDirectory() as work:
+                _, transform = register.onto(base, in_frame(images[name], native), work_dir=Path(work))
+                own = nib.Nifti1Image(to_native(found[name][0], images[name]).astype(np.float32), images[name].affine)
+                moved = ants.apply(in_frame(own, native), base, transform, interpolation="genericLabel")
+            there = np.rint(np.asarray(moved.dataobj)).astype(np.uint8)
+            covered = there.any(axis=(0, 1))
+            row = {"session": scan.label, "sequence": name, "seconds": found[name][1]}
+            for index, region in REGIONS.items():
+                row[region.full_name] = dice(found["T2w"][0][..., covered] == index, there[..., covered] == index)
+            rows.append(row)
+            pd.DataFrame(rows).to_csv(args.out, sep="\t", index=False, float_format="%.3f")
+            print(scan.label, name, {k: round(v, 2) for k, v in row.items() if isinstance(v, float)}, flush=True)
+    print(pd.DataFrame(rows).drop(columns="session").groupby("sequence").mean().round(2).T.to_string())
+
+
+if __name__ == "__main__":
+    main()
