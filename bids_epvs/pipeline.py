@@ -49,7 +49,7 @@ def check(settings: Settings) -> None:
     Raises
     ------
     UsageError
-        Unknown models, regions, weights or spaces; output equal to input; work directory inside the dataset.
+        Unknown models, regions, weights, parameters or spaces; output equal to input; work directory in the dataset.
     """
     for name in settings.models:
         load(name)
@@ -59,6 +59,13 @@ def check(settings: Settings) -> None:
     for name in settings.weights:
         if name != parcellation.NAME and load(name).weights is None:
             raise UsageError(f"model {name} uses no weights.", where="--weights")
+    for name, given in settings.parameters.items():
+        known = load(name).parameters
+        for key in given:
+            if key not in known:
+                raise UsageError(
+                    f"{name} has no parameter {key!r}.", where="parameters", remedy=f"Known: {', '.join(known)}."
+                )
     for space in settings.output_spaces:
         if space != "T2w":
             space_grid(space)

@@ -19,6 +19,11 @@ class Settings:
 
     Attributes
     ----------
+    weights, weights_dir
+        Files of trained parameters by network; those not named are looked for as ``weights_dir/NAME.npz``, then in the
+        package (see `weights_of`).
+    parameters : mapping
+        Parameters of methods that differ from their defaults: in TOML ``[parameters.unet]``, ``flips = true``.
     min_volume_mm3, max_volume_mm3 : float
         EPVS outside this range of volumes are not counted.
     regions_from : str
@@ -42,6 +47,7 @@ class Settings:
     regions: tuple[str, ...] = ()
     weights: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     weights_dir: Path | None = None
+    parameters: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     output_spaces: tuple[str, ...] = ("T2w",)
     nprocs: int = 1
     omp_nthreads: int = 1
@@ -79,6 +85,11 @@ class Settings:
         kind, _, number = self.device.partition(":")
         if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdigit())):
             raise UsageError(f"expected auto, cpu, cuda or cuda:N, received {self.device!r}.", where="--device")
+
+    def weights_of(self, name: str) -> Path | None:
+        """File of the parameters of a network; None for the packaged ones."""
+        file = self.weights_dir / f"{name}.npz" if self.weights_dir else None
+        return self.weights.get(name) or (file if file and file.is_file() else None)
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
@@ -123,6 +134,10 @@ def _convert(name: str, value: Any, path: Path) -> Any:
     if base.startswith("Mapping"):
         if not isinstance(value, dict):
             raise UsageError(f"{name}: expected a table, received {value!r}.", where=path)
+        if "Any" in base:
+            if not all(isinstance(v, dict) for v in value.values()):
+                raise UsageError(f"{name}: expected a table for each method.", where=path)
+            return value
         return {k: Path(v) for k, v in value.items()}
     return Path(value) if base == "Path" else value
 
@@ -139,6 +154,6 @@ def as_toml(settings: Settings) -> dict[str, Any]:
         elif isinstance(value, tuple):
             value = list(value)
         elif isinstance(value, Mapping):
-            value = {k: str(v) for k, v in value.items()}
+            value = {k: dict(v) if isinstance(v, Mapping) else str(v) for k, v in value.items()}
         out[name] = value
     return out

@@ -89,7 +89,7 @@ def preparation(scan: Scan, settings: Settings, keys: Mapping[str, str], note: d
     segmentation = find_segmentation(scan, settings.derivatives)
     network = settings.regions_from == "network" and not segmentation
     if network:
-        content["network"] = weights.identity(parcellation.WEIGHTS, settings.weights.get(parcellation.NAME))
+        content["network"] = weights.identity(parcellation.WEIGHTS, settings.weights_of(parcellation.NAME))
     key = write.digest(content)
     files = [*images(scan, settings).values(), *anatomy(scan, settings).values(), transform(scan, settings)]
     if settings.resume and write.is_current(files, key):
@@ -117,7 +117,7 @@ def preparation(scan: Scan, settings: Settings, keys: Mapping[str, str], note: d
 
 def _parcellate(settings: Settings) -> Callable[..., Any]:
     """The parcellation network as a function of images and pose."""
-    model = parcellation.network(settings.weights.get(parcellation.NAME))
+    model = parcellation.network(settings.weights_of(parcellation.NAME))
     return lambda images, to_template: parcellation.predict(images, to_template, model=model)
 
 
@@ -223,10 +223,10 @@ def model(scan: Scan, settings: Settings, name: str, prepared_key: str, note: di
     """Stage 3: prediction and instances of one method."""
     spec = load(name)
     limits = (settings.min_volume_mm3, settings.max_volume_mm3)
-    parameters = dict(spec.parameters)
+    parameters = {**spec.parameters, **settings.parameters.get(name, {})}
     content = {"stage": "model", "name": name, "prepared": prepared_key, "parameters": parameters}
     if spec.weights:
-        content["weights"] = weights.identity(spec.weights, settings.weights.get(name))
+        content["weights"] = weights.identity(spec.weights, settings.weights_of(name))
     key = write.digest({**content, "limits": limits, "regions": settings.regions})
     files = model_files(scan, settings, name)
     if settings.resume and write.is_current(files.values(), key):
@@ -236,7 +236,7 @@ def model(scan: Scan, settings: Settings, name: str, prepared_key: str, note: di
     logger.info("%s: computing %s", scan.label, name)
     prepared = read_prepared(scan, settings)
     if spec.weights:
-        parameters["weights"] = settings.weights.get(name)
+        parameters["weights"] = settings.weights_of(name)
     prediction = spec.predict(prepared, parameters)
     wanted = [i for i, r in REGIONS.items() if not settings.regions or r.name in settings.regions]
     mask = prediction.mask & np.isin(prepared.regions, wanted)

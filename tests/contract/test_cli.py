@@ -94,10 +94,12 @@ def test_exit_codes(skeleton, tmp_path, capsys):
         (["--nprocs", "2", "--mem-gb", "5"], "Lower --nprocs to 1"),
         (["-w", "work"], "inside the dataset"),
         (["--config-file", "none.toml"], "cannot be read"),
+        (["--config-file", "wrong.toml"], "frangi has no parameter 'scale'"),
     ],
 )
 def test_guard_rails(skeleton, monkeypatch, capsys, options, match):
     monkeypatch.chdir(skeleton.root)
+    (skeleton.root / "wrong.toml").write_text("parameters = {frangi = {scale = 3}}")
     monkeypatch.delenv("TEMPLATEFLOW_HOME", raising=False)
     assert code(".", "../out", "participant", *options) == 64
     assert match in capsys.readouterr().err
@@ -106,6 +108,7 @@ def test_guard_rails(skeleton, monkeypatch, capsys, options, match):
 @pytest.mark.parametrize("out", ["..", "sub-01", "results"])
 def test_output_inside_or_above_the_dataset(skeleton, monkeypatch, out):
     monkeypatch.chdir(skeleton.root)
+    (skeleton.root / "wrong.toml").write_text("parameters = {frangi = {scale = 3}}")
     assert code(".", out, "participant") == 64
 
 

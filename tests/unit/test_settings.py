@@ -10,11 +10,25 @@ from bids_epvs.settings import Settings, as_toml, read_toml
 
 def test_toml_round_trip(tmp_path):
     settings = Settings(
-        bids_dir=tmp_path, models=("frangi",), derivatives={"fs": tmp_path}, mem_gb=8.0, resume=False, verbose=2
+        bids_dir=tmp_path,
+        models=("frangi",),
+        derivatives={"fs": tmp_path},
+        mem_gb=8.0,
+        resume=False,
+        verbose=2,
+        parameters={"frangi": {"c": 0.5}},
     )
     path = tmp_path / "s.toml"
     path.write_text(tomli_w.dumps(as_toml(settings)))
     assert Settings(**read_toml(path)) == settings
+
+
+def test_weights_are_looked_for_in_their_folder(tmp_path):
+    (tmp_path / "unet.npz").write_text("x")
+    settings = Settings(weights={"parcellation": tmp_path / "mine.npz"}, weights_dir=tmp_path)
+    assert settings.weights_of("parcellation") == tmp_path / "mine.npz"
+    assert settings.weights_of("unet") == tmp_path / "unet.npz"
+    assert settings.weights_of("gpunet") is None
 
 
 def test_paths_are_made_absolute(monkeypatch, tmp_path):
@@ -30,6 +44,7 @@ def test_paths_are_made_absolute(monkeypatch, tmp_path):
         ("resume = 1", "expected bool"),
         ("models = 'frangi'", "list of strings"),
         ("weights = 3", "expected a table"),
+        ("parameters = {c = 3}", "a table for each method"),
         ("no_such_key = 1", "unknown keys: no_such_key"),
         ("= 3", "not TOML"),
     ],
