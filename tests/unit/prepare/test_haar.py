@@ -1,0 +1,77 @@
+"""Haar enhancement: contrast of thin structures rises, noise stays noise."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bids_epvs.prepare import haar
+
+
+def lines(rng, amplitude, noise=20.0):
+    """Tissue of 400 with thin bright lines and dots, blurred a little, and where they are."""
+    clean = np.zeros((112, 86))
+    for x, y in ((20, 20), (50, 30), (80, 50), (30, 60)):
+        clean[x : x + 10, y] = 1
+    for x, y in ((15, 40), (60, 60), (95, 20), (70, 15)):
+        clean[x : x + 2, y : y + 2] = 1
+    clean = ndimage.gaussian_filter(clean, 0.6)
+    return 400 + amplitude * clean + rng.normal(0, noise, clean.shape), clean
+
+
+def contrast(image, clean):
+    near = clean > 0.4
+    far = ndimage.binary_dilation(clean > 0.01, iterations=2)
+    return (image[near].mean() - image[~far].mean()) / image[~far].std()
+
+
+def test_transforms_are_orthonormal():
+    for n in (1, 2, 4, 8):
+        assert np.allclose(haar.haar_matrix(n) @ haar.haar_matrix(n).T, np.eye(n))
+
+
+def test_noise_level(rng):
+    image = np.maximum(500 + np.add.outer(np.linspace(0, 50, 90), np.linspace(0, 80, 70)), 0)
+    assert haar.noise_level(image + rng.normal(0, 15, image.shape)) == pytest.approx(15, rel=0.06)
+    assert haar.noise_level(np.zeros((1, 1))) == 0
+
+
+@pytest.mark.parametrize("amplitude", [80, 120, 250])
+def test_contrast_to_noise_of_thin_structures_rises(rng, amplitude):
+    image, clean = lines(rng, amplitude)
+    made = haar.enhanced(image)
+    assert made.shape == image.shape and made.dtype == np.float32
+    assert contrast(made, clean) > 1.3 * contrast(image, clean)
+    assert np.median(made) == pytest.approx(np.median(image), rel=0.01)
+
+
+def test_nothing_is_invented_in_noise(rng):
+    image = rng.normal(400, 20, (112, 86))
+    made = haar.enhanced(image)
+    assert made.std() < 0.75 * image.std()
+    assert np.abs(made - 400).max() < 4.5 * 20, "the largest of as many noise values is about 4"
+    assert (np.abs(made - 400) > 3 * 20).mean() < 0.002, "of noise 0.0027 lies there"
+
+
+def test_strong_edges_stay(rng):
+    image = np.full((64, 64), 400.0)
+    image[:, 32:] = 1100
+    made = haar.enhanced(image + rng.normal(0, 15, image.shape))
+    assert made[:, :30].mean() == pytest.approx(400, abs=8)
+    assert made[:, 34:].mean() == pytest.approx(1100, abs=8)
+    assert (made[:, 33] - made[:, 30]).mean() > 500
+
+
+def test_without_noise_nothing_changes():
+    image = np.full((20, 24), 7.0)
+    assert np.array_equal(haar.enhanced(image), image)
+
+
+def test_groups_hold_the_block_itself_and_the_most_similar(rng):
+    image = rng.normal(0, 1, (20, 22)).astype(np.float32)
+    image[3:7, 3:7] = image[5:9, 6:10]  # the same block twice, in reach
+    where = haar.groups(image)
+    assert where.min() >= 0 and where.max() < image.size
+    columns = 22 - haar.BLOCK + 1
+    stack = where[5 * columns + 6]
+    first = {(int(s[0]) // 22, int(s[0]) % 22) for s in stack[:1]}
+    assert first == {(5, 6)}
