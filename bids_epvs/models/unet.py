@@ -232,8 +232,10 @@ def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
     model, stored = network(parameters.get("weights"))
     used = calibrated(stored, names, prepared.spacing)
     inside = (prepared.regions > 0) & ~prepared.csf
-    box = bounding_box(prepared.regions > 0, 16)
-    box = (box[0], box[1], slice(max(0, box[2].start), box[2].stop))
+    if not inside.any():
+        nothing = np.zeros(inside.shape, np.float32)
+        return Prediction("unet", nothing, nothing > 0, notes=("no region is in the scan",))
+    box = bounding_box(inside, (16, 16, REACH))
     volume = prepared_volume(prepared, names)[box]
     made = logits(model, volume, marks(names, prepared.spacing), flips=parameters["flips"])
     probability = np.zeros(inside.shape, np.float32)

@@ -1,5 +1,7 @@
 """The segmentation network: what it sees, its size, its answer for any combination of sequences."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -113,6 +115,13 @@ def test_every_combination_gives_an_answer(rng, file, names):
     assert not found.probability[~inside].any()
     assert found.parameters["sequences"] == list(names)
     assert "weights" not in found.parameters, "a path of this machine is no result"
+
+
+def test_a_scan_without_regions_has_no_epvs(rng, file):
+    session = replace(prepared(rng, ("T2w",)), regions=np.zeros((40, 44, 12), np.uint8))
+    found = unet.predict(session, {"flips": False, "weights": file})
+    assert not found.mask.any() and found.probability.shape == (40, 44, 12)
+    assert found.notes == ("no region is in the scan",)
 
 
 def test_calibration_of_the_nearest_combination():
