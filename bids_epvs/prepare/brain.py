@@ -32,7 +32,7 @@ _CLASSES = ("CSF", "GM", "WM", "DGM")
 _CLASS_OF = {"CSF": "CSF", "GM": "GM", "WM": "WM", "DGM": "DGM", "Pallidum": "DGM"}
 MIXED = (7, 46, 8, 47, 16, 28, 60)
 """Labels that hold several tissues, or one unlike the cerebrum's: intensities do not decide about them."""
-OUTSIDE = 0.05
+OUTSIDE = 0.4
 """Least probability of brain or fluid in the deformed atlas."""
 BLENDED = (10, 49, 12, 51)
 """Thalamus and putamen, whose borders hardly show: network and atlas together are nearer to the truth than either."""
