@@ -22,7 +22,7 @@ from bids_epvs.prepare.regions import WHITE_MATTER
 from bids_epvs.records import Prepared
 
 Response = Callable[[Prepared], np.ndarray]
-FRACTIONS = np.geomspace(1e-4, 0.9, 40)
+FRACTIONS = np.geomspace(1e-3, 0.9, 18)
 TAU = 0.5
 HAAR_MM = (0.6, 1.0, 1.6, 2.6)
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from bids_epvs.models.spec import ModelSpec
 
 MODELS: dict[str, str] = {
+    "unet": "bids_epvs.models.unet:SPEC",
     "frangi": "bids_epvs.models.frangi:SPEC",
 }
 """Name on the command line -> where its ModelSpec is."""

@@ -34,6 +34,9 @@ MIXED = (7, 46, 8, 47, 16, 28, 60)
 """Labels that hold several tissues, or one unlike the cerebrum's: intensities do not decide about them."""
 OUTSIDE = 0.4
 """Least probability of brain or fluid in the deformed atlas."""
+LAKES, SOLID = (24, 3, 42), (2, 41, 10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 28, 60)
+"""Labels of pieces that may be an EPVS or a lesion; labels they may lie in."""
+LAKE_MM3, ENCLOSED = 500.0, 0.6
 BLENDED = (10, 49, 12, 51)
 """Thalamus and putamen, whose borders hardly show: network and atlas together are nearer to the truth than either."""
 _INDICES = np.array(list(ATLAS_LABELS), np.int16)
@@ -290,6 +293,40 @@ def _reached(box: tuple[slice, ...], matrix: np.ndarray, shape: tuple[int, ...])
     return tuple(slice(max(0, int(a)), min(n, max(0, int(b)))) for a, b, n in zip(low, high, shape, strict=True))
 
 
+def without_lakes(labels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """Labels without fluid and cortex in the midst of white matter and nuclei: these are large EPVS or lesions.
+
+    A piece (26 neighbours) of `LAKES` of at most `LAKE_MM3` whose surroundings in its axial planes are white matter or
+    nuclei to `ENCLOSED` takes the nearest of those labels, so that EPVS in it are looked for and counted.
+
+    Parameters
+    ----------
+    labels : ndarray of int16
+        (X, Y, Z).
+    spacing : sequence of float
+        mm.
+    """
+    out = labels.copy()
+    solid = np.isin(labels, SOLID)
+    plane = np.ones((3, 3, 1), bool)
+    most = LAKE_MM3 / float(np.prod(spacing))
+    for index in LAKES:
+        pieces, _ = ndimage.label(labels == index, np.ones((3, 3, 3)))
+        for number, found in enumerate(ndimage.find_objects(pieces), start=1):
+            box = tuple(slice(max(0, b.start - 2), b.stop + 2) for b in found)
+            piece = pieces[box] == number
+            if piece.sum() > most:
+                continue
+            ring = ndimage.binary_dilation(piece, plane) & ~piece
+            if not ring.any() or solid[box][ring].mean() < ENCLOSED:
+                continue
+            near = ndimage.distance_transform_edt(
+                ~solid[box], sampling=spacing, return_distances=False, return_indices=True
+            )
+            out[box][piece] = labels[box][tuple(near)][piece]
+    return out
+
+
 def from_atlas(images: Sequence[Nifti1Image], alignment: Alignment) -> Anatomy:
     """Labels and brain mask of a scan from the aligned atlas and the intensities of its sequences.
 
@@ -337,6 +374,7 @@ def _sharpened(
     grid = coarse[0]
     spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
     labels = label_map(prior, tissue_posteriors(coarse, mask, prior), mask, spacing)
+    labels = without_lakes(labels, spacing)
     smooth = nib.Nifti1Image(inside, grid.affine)
     brain = np.asarray(resample(smooth, full, antialias=False).dataobj) > 0.5
     fine = upsample_labels(labels, grid, full)

@@ -102,6 +102,25 @@ def test_the_deformed_atlas_limits_the_brain_and_helps_where_borders_hardly_show
     assert (made[..., 4] > 0).sum() <= 64
 
 
+def test_fluid_in_the_midst_of_white_matter_becomes_white_matter():
+    labels = np.full((40, 40, 9), 2, np.int16)
+    labels[:, :12] = 3
+    labels[:, :6] = 24
+    labels[20:23, 6:12, 4] = 24  # a sulcus
+    labels[30:34, 25:28, 3:6] = 24  # a large EPVS
+    labels[10:12, 30:33, 5] = 3  # a lesion taken for cortex
+    labels[24:36, 30:38] = 12
+    labels[28:30, 33:35, 2:4] = 24  # in the putamen
+    labels[0:10, 16:40] = 4
+    made = brain.without_lakes(labels, (1, 1, 3))
+    assert (made[30:34, 25:28, 3:6] == 2).all()
+    assert (made[10:12, 30:33, 5] == 2).all()
+    assert (made[28:30, 33:35, 2:4] == 12).all()
+    kept = np.isin(labels, (4,)) | (np.arange(40) < 12)[None, :, None]
+    assert np.array_equal(made[kept], labels[kept]), "ventricle, sulcus and cortex stay"
+    assert brain.without_lakes(labels, (10, 10, 10))[31, 26, 4] == 24, "nothing that large is an EPVS"
+
+
 def volume(index):
     """Probability of one label of the atlas."""
     from bids_epvs.prepare import atlas
