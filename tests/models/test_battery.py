@@ -74,7 +74,7 @@ def test_output_shape_range_and_determinism(name, spacing, rng):
 
 
 def test_unknown_models_are_refused():
-    with pytest.raises(UsageError, match="Choose from: frangi"):
+    with pytest.raises(UsageError, match="Choose from: unet, frangi"):
         load("none")
 
 
