@@ -34,9 +34,10 @@ MIXED = (7, 46, 8, 47, 16, 28, 60)
 """Labels that hold several tissues, or one unlike the cerebrum's: intensities do not decide about them."""
 OUTSIDE = 0.4
 """Least probability of brain or fluid in the deformed atlas."""
-LAKES, SOLID = (24, 3, 42), (2, 41, 10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 28, 60)
+FLUID = 24
+LAKES, SOLID = (FLUID, 3, 42), (2, 41, 10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 28, 60)
 """Labels of pieces that may be an EPVS or a lesion; labels they may lie in."""
-LAKE_MM3, ENCLOSED = 500.0, 0.6
+LAKE_MM3, LAKE_MM2, ENCLOSED = 500.0, 40.0, 0.6
 BLENDED = (10, 49, 12, 51)
 """Thalamus and putamen, whose borders hardly show: network and atlas together are nearer to the truth than either."""
 _INDICES = np.array(list(ATLAS_LABELS), np.int16)
@@ -296,8 +297,9 @@ def _reached(box: tuple[slice, ...], matrix: np.ndarray, shape: tuple[int, ...])
 def without_lakes(labels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """Labels without fluid and cortex in the midst of white matter and nuclei: these are large EPVS or lesions.
 
-    A piece (26 neighbours) of `LAKES` of at most `LAKE_MM3` whose surroundings in its axial planes are white matter or
-    nuclei to `ENCLOSED` takes the nearest of those labels, so that EPVS in it are looked for and counted.
+    A piece of cortex (26 neighbours) of at most `LAKE_MM3`, or of fluid in an axial plane (8 neighbours, as EPVS of the
+    basal ganglia open into the cistern below) of at most `LAKE_MM2`, whose surroundings in its planes are white matter
+    or nuclei to `ENCLOSED` takes the nearest of those labels, so that EPVS in it are looked for and counted.
 
     Parameters
     ----------
@@ -308,10 +310,12 @@ def without_lakes(labels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """
     out = labels.copy()
     solid = np.isin(labels, SOLID)
-    plane = np.ones((3, 3, 1), bool)
-    most = LAKE_MM3 / float(np.prod(spacing))
+    plane = np.zeros((3, 3, 3), bool)
+    plane[:, :, 1] = True
     for index in LAKES:
-        pieces, _ = ndimage.label(labels == index, np.ones((3, 3, 3)))
+        fluid = index == FLUID
+        most = LAKE_MM2 / (spacing[0] * spacing[1]) if fluid else LAKE_MM3 / float(np.prod(spacing))
+        pieces, _ = ndimage.label(labels == index, plane if fluid else np.ones((3, 3, 3)))
         for number, found in enumerate(ndimage.find_objects(pieces), start=1):
             box = tuple(slice(max(0, b.start - 2), b.stop + 2) for b in found)
             piece = pieces[box] == number

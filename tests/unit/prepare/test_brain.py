@@ -108,6 +108,7 @@ def test_fluid_in_the_midst_of_white_matter_becomes_white_matter():
     labels[:, :6] = 24
     labels[20:23, 6:12, 4] = 24  # a sulcus
     labels[30:34, 25:28, 3:6] = 24  # a large EPVS
+    labels[30:34, 2:28, 2] = 24  # that opens into a cistern in the slice below
     labels[10:12, 30:33, 5] = 3  # a lesion taken for cortex
     labels[24:36, 30:38] = 12
     labels[28:30, 33:35, 2:4] = 24  # in the putamen
@@ -118,6 +119,7 @@ def test_fluid_in_the_midst_of_white_matter_becomes_white_matter():
     assert (made[28:30, 33:35, 2:4] == 12).all()
     kept = np.isin(labels, (4,)) | (np.arange(40) < 12)[None, :, None]
     assert np.array_equal(made[kept], labels[kept]), "ventricle, sulcus and cortex stay"
+    assert (made[30:34, 12:28, 2] == 24).all(), "what reaches the cistern in its own slice stays"
     assert brain.without_lakes(labels, (10, 10, 10))[31, 26, 4] == 24, "nothing that large is an EPVS"
 
 
