@@ -37,6 +37,9 @@ OUTSIDE = 0.4
 FLUID = 24
 LAKES, SOLID = (FLUID, 3, 42), (2, 41, 10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 28, 60)
 """Labels of pieces that may be an EPVS or a lesion; labels they may lie in."""
+SURE = 0.7
+"""Probability of white matter and nuclei by the network that intensities cannot overrule; chosen on a simulated head of
+the packaged atlas: EPVS voxels inside regions 0.60 to 0.69, Dice of white matter 0.87 to 0.89."""
 LAKE_MM3, LAKE_MM2, ENCLOSED = 500.0, 40.0, 0.6
 BLENDED = (10, 49, 12, 51)
 """Thalamus and putamen, whose borders hardly show: network and atlas together are nearer to the truth than either."""
@@ -294,6 +297,19 @@ def _reached(box: tuple[slice, ...], matrix: np.ndarray, shape: tuple[int, ...])
     return tuple(slice(max(0, int(a)), min(n, max(0, int(b)))) for a, b, n in zip(low, high, shape, strict=True))
 
 
+def kept_solid(labels: np.ndarray, prior: np.ndarray, mask: np.ndarray, sure: float) -> np.ndarray:
+    """Labels that are white matter or a nucleus wherever the priors of these add up to at least `sure`.
+
+    The most probable of them is taken. EPVS are as bright as fluid: without this the brightest lie in no region.
+    """
+    columns = np.isin(_INDICES, SOLID)
+    solid = prior[..., columns]
+    lost = mask & (solid.sum(axis=-1) >= sure) & ~np.isin(labels, SOLID)
+    out = labels.copy()
+    out[lost] = _INDICES[columns][np.argmax(solid[lost], axis=-1)]
+    return out
+
+
 def without_lakes(labels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """Labels without fluid and cortex in the midst of white matter and nuclei: these are large EPVS or lesions.
 
@@ -358,7 +374,13 @@ def from_atlas(images: Sequence[Nifti1Image], alignment: Alignment) -> Anatomy:
 
 
 def _sharpened(
-    full: Nifti1Image, coarse: Sequence[Nifti1Image], prior: np.ndarray, mask: np.ndarray, inside: np.ndarray
+    full: Nifti1Image,
+    coarse: Sequence[Nifti1Image],
+    prior: np.ndarray,
+    mask: np.ndarray,
+    inside: np.ndarray,
+    *,
+    sure: float = np.inf,
 ) -> Anatomy:
     """Labels by priors and intensities on the work grid, brought to the full grid.
 
@@ -374,11 +396,13 @@ def _sharpened(
         Brain and fluid there.
     inside : ndarray of float32
         Above one half where `mask` is; its half-way surface becomes the border of the brain.
+    sure : float
+        Where the priors of `SOLID` add up to this, intensities cannot make fluid or cortex of it.
     """
     grid = coarse[0]
     spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
     labels = label_map(prior, tissue_posteriors(coarse, mask, prior), mask, spacing)
-    labels = without_lakes(labels, spacing)
+    labels = without_lakes(kept_solid(labels, prior, mask, sure), spacing)
     smooth = nib.Nifti1Image(inside, grid.affine)
     brain = np.asarray(resample(smooth, full, antialias=False).dataobj) > 0.5
     fine = upsample_labels(labels, grid, full)
@@ -449,7 +473,7 @@ def from_parcels(images: Sequence[Nifti1Image], parcels: Parcels, to_template: n
     spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
     mask = brain_mask(inside, spacing)
     border = np.where(mask, np.maximum(inside, 0.51), np.minimum(inside, 0.49))
-    return _sharpened(full, [resample(image, grid) for image in images], prior, mask, border)
+    return _sharpened(full, [resample(image, grid) for image in images], prior, mask, border, sure=SURE)
 
 
 def from_segmentation(segmentation: Nifti1Image, t2w: Nifti1Image, transform: Transform | None) -> Anatomy:

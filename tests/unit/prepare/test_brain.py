@@ -123,6 +123,17 @@ def test_fluid_in_the_midst_of_white_matter_becomes_white_matter():
     assert brain.without_lakes(labels, (10, 10, 10))[31, 26, 4] == 24, "nothing that large is an EPVS"
 
 
+def test_what_is_surely_white_matter_stays_white_matter():
+    order = list(ATLAS_LABELS)
+    prior = np.zeros((4, 1, 1, len(order)), np.float32)
+    prior[:, 0, 0, order.index(2)] = [0.9, 0.5, 0.2, 0.9]
+    prior[:, 0, 0, order.index(12)] = [0.0, 0.3, 0.1, 0.0]
+    labels = np.full((4, 1, 1), 24, np.int16)
+    mask = np.array([True, True, True, False])[:, None, None]
+    assert brain.kept_solid(labels, prior, mask, 0.7).ravel().tolist() == [2, 2, 24, 24]
+    assert brain.kept_solid(labels, prior, mask, np.inf).ravel().tolist() == [24] * 4
+
+
 def volume(index):
     """Probability of one label of the atlas."""
     from bids_epvs.prepare import atlas
