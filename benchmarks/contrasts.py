@@ -22,14 +22,8 @@ from bids_epvs.inputs.query import find_scans
 from bids_epvs.models import parcellation
 from bids_epvs.prepare import ants, bias, register
 from bids_epvs.prepare.regions import REGIONS
-from bids_epvs.prepare.resample import canonical, canonical_to_world, to_native
-from bids_epvs.prepare.session import prepare
-
-
-def in_frame(image: nib.Nifti1Image, native: nib.Nifti1Image) -> nib.Nifti1Image:
-    """An image of the session in the canonical frame of another one."""
-    turned = nib.as_closest_canonical(image)
-    return nib.Nifti1Image(np.asarray(turned.dataobj), np.linalg.inv(canonical_to_world(native)) @ turned.affine)
+from bids_epvs.prepare.resample import canonical, to_native
+from bids_epvs.prepare.session import in_frame, prepare
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from bids_epvs import __version__, logs, stages
 from bids_epvs.derivatives import paths, write
-from bids_epvs.errors import DataError, EpvsError, NothingToDoError, TemporaryError, UsageError
+from bids_epvs.errors import EpvsError, NothingToDoError, TemporaryError, UsageError
 from bids_epvs.inputs import query
 from bids_epvs.models import MODELS, load, parcellation
 from bids_epvs.prepare.regions import NAMES
@@ -239,19 +239,8 @@ def run_session(scan: Scan, settings: Settings, clock: logs.Clock) -> None:
 
 
 def usable(scan: Scan, names: Iterable[str]) -> list[str]:
-    """The methods that can work on the sequences of a session.
-
-    Raises
-    ------
-    DataError
-        None can.
-    """
-    out = [n for n in names if "T2w" in scan.files or not load(n).needs_t2w]
-    if not out:
-        raise DataError(
-            f"no T2w, which {', '.join(names)} cannot do without.", where=scan.label, remedy="Choose --models unet."
-        )
-    return out
+    """The methods that can work on the sequences of a session (`select` leaves out sessions that none can)."""
+    return [n for n in names if "T2w" in scan.files or not load(n).needs_t2w]
 
 
 def _report(scans: list[Scan], outcomes: list[Outcome], settings: Settings, run: logs.Run) -> list[Outcome]:

@@ -85,6 +85,12 @@ def binary(path: Path, content: bytes) -> Path:
     return atomically(path, lambda p: p.write_bytes(content))
 
 
+def arrays(path: Path, content: Mapping[str, Any], *, compressed: bool = True) -> Path:
+    """Write named arrays to an ``.npz``."""
+    save = np.savez_compressed if compressed else np.savez
+    return atomically(path, lambda p: save(p, **content))
+
+
 def as_json(path: Path, content: Mapping[str, Any]) -> Path:
     """Write indented JSON; NumPy values become plain ones."""
     return text(path, json.dumps(content, indent=2, default=_plain) + "\n")

@@ -18,6 +18,7 @@ from bids_epvs.derivatives import paths, write
 from bids_epvs.errors import DataError, NothingToDoError
 from bids_epvs.evaluate import metrics
 from bids_epvs.evaluate.metrics import Detection, Truth
+from bids_epvs.measure import agreement
 from bids_epvs.measure.lesions import instances
 from bids_epvs.prepare.regions import NAMES, REGIONS
 from bids_epvs.prepare.resample import bounding_box
@@ -268,7 +269,7 @@ def measure(case: Case) -> Measured:
         out.lesions.extend({**own, **row} for row in _lesion_rows(known, seen.inside(inside["all"])))
         if score is not None and sure:
             share = known.truth.mask if known.truth.share is None else known.truth.share
-            table = metrics.reliability(share[inside["all"]].astype(float), score[inside["all"]])
+            table = agreement.reliability(share[inside["all"]].astype(float), score[inside["all"]])
             for k, (n, predicted, observed) in enumerate(table):
                 row = {"bin": k, "n": int(n), "predicted": predicted, "observed": observed}
                 out.reliability.append({"label": case.label, "model": model, **row})

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from bids_epvs.measure import agreement
 from bids_epvs.prepare.resample import bounding_box
 
 TOLERANCE_MM = 1.5
@@ -193,37 +194,6 @@ def auc(truth: np.ndarray, score: np.ndarray) -> float:
     return float((above * (smaller + below / 2)).sum() / (positive * negative))
 
 
-def reliability(share: np.ndarray, score: np.ndarray, *, bins: int = 10) -> np.ndarray:
-    """How probabilities agree with what is there, in equal bins of probability.
-
-    Parameters
-    ----------
-    share : ndarray
-        (n,), EPVS in each voxel, 0-1.
-    score : ndarray
-        (n,), probability, 0-1.
-    bins : int
-
-    Returns
-    -------
-    ndarray
-        (bins, 3): voxels, sum of the probabilities, sum of the shares.
-    """
-    at = np.minimum((score * bins).astype(int), bins - 1)
-    columns = (np.bincount(at, weights=w, minlength=bins) for w in (np.ones(len(at)), score, share))
-    return np.stack(list(columns), axis=1)
-
-
-def calibration_error(table: np.ndarray) -> float:
-    """Expected calibration error (ECE) of `reliability`: mean absolute gap, weighted by voxels; nan without any.
-
-    >>> calibration_error(np.array([[90.0, 9.0, 0.0], [10.0, 9.0, 9.0]]))
-    0.09
-    """
-    total = table[:, 0].sum()
-    return float(np.abs(table[:, 1] - table[:, 2]).sum() / total) if total else NOTHING
-
-
 def matched_dice(truth: Truth, found: np.ndarray) -> float:
     """Mean Dice of each expected EPVS with the lesions that touch it, over those touched; nan without any (VALDO)."""
     values = []
@@ -308,4 +278,4 @@ def measures(
 def _ece(truth: Truth, score: np.ndarray, where: np.ndarray) -> float:
     """Calibration error inside a region."""
     share = truth.mask if truth.share is None else truth.share
-    return calibration_error(reliability(share[where].astype(float), score[where]))
+    return agreement.calibration_error(agreement.reliability(share[where].astype(float), score[where]))

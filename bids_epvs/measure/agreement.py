@@ -340,3 +340,34 @@ def interval(distribution: np.ndarray, *, level: float = 0.9) -> tuple[int, int]
     below = np.cumsum(distribution)
     tail = (1 - level) / 2
     return int(np.searchsorted(below, tail + 1e-12)), int(np.searchsorted(below, 1 - tail - 1e-12))
+
+
+def reliability(share: np.ndarray, score: np.ndarray, *, bins: int = 10) -> np.ndarray:
+    """How probabilities agree with what is there, in equal bins of probability.
+
+    Parameters
+    ----------
+    share : ndarray
+        (n,), EPVS in each voxel, 0-1.
+    score : ndarray
+        (n,), probability, 0-1.
+    bins : int
+
+    Returns
+    -------
+    ndarray
+        (bins, 3): voxels, sum of the probabilities, sum of the shares.
+    """
+    at = np.minimum((score * bins).astype(int), bins - 1)
+    columns = (np.bincount(at, weights=w, minlength=bins) for w in (np.ones(len(at)), score, share))
+    return np.stack(list(columns), axis=1)
+
+
+def calibration_error(table: np.ndarray) -> float:
+    """Expected calibration error (ECE) of `reliability`: mean absolute gap, weighted by voxels; nan without any.
+
+    >>> calibration_error(np.array([[90.0, 9.0, 0.0], [10.0, 9.0, 9.0]]))
+    0.09
+    """
+    total = table[:, 0].sum()
+    return float(np.abs(table[:, 1] - table[:, 2]).sum() / total) if total else NOTHING

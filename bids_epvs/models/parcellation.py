@@ -11,7 +11,6 @@ doi:10.1016/j.media.2023.102789).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -22,7 +21,6 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from scipy import ndimage
 
-from bids_epvs.errors import UsageError
 from bids_epvs.models import weights
 from bids_epvs.models.spec import Weights
 from bids_epvs.prepare import atlas
@@ -327,27 +325,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 @cache
 def network(file: Path | None = None) -> keras.Model:
-    """The network with its packaged weights, or others (of any width); TensorFlow unless KERAS_BACKEND says otherwise.
-
-    Raises
-    ------
-    UsageError
-        Keras or its backend is not installed.
-    DataError
-        The weights are missing, damaged, or of another kind of network.
-    """
-    path = file or weights.shipped(WEIGHTS)
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        model = build(**weights.architecture(path))
-    except ImportError as error:
-        raise UsageError(
-            f"the network that finds brain and regions cannot run ({error}).",
-            remedy="Install TensorFlow (pip install 'bids_epvs[cpu]'), or use --regions-from atlas.",
-        ) from error
-    weights.load(model, path)
-    return model
+    """The network with its packaged weights, or others; see `weights.restored`."""
+    what = "the network that finds brain and regions"
+    return weights.restored(build, WEIGHTS, file, what=what, instead="use --regions-from atlas")[0]
 
 
 def predict(images: Sequence[Nifti1Image], to_template: np.ndarray, *, model: keras.Model | None = None) -> Parcels:

@@ -10,7 +10,6 @@ Rashid et al. 2023, doi:10.1016/j.ynirp.2023.100162.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bids_epvs.errors import UsageError
 from bids_epvs.models import weights
 from bids_epvs.models.spec import ModelSpec, Weights
 from bids_epvs.prepare.regions import NAMES, WHITE_MATTER
@@ -197,26 +195,8 @@ def calibrated(stored: Mapping[str, Any], names: Sequence[str], spacing: Sequenc
 
 @cache
 def network(file: Path | None = None) -> tuple[keras.Model, Mapping[str, Any]]:
-    """The network and its calibration, packaged or from a file; TensorFlow unless KERAS_BACKEND says otherwise.
-
-    Raises
-    ------
-    UsageError
-        Keras or its backend is not installed.
-    DataError
-        The weights are missing, damaged, or of another kind of network.
-    """
-    path = file or weights.shipped(WEIGHTS)
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        model = build(**weights.architecture(path))
-    except ImportError as error:
-        raise UsageError(
-            f"the network unet cannot run ({error}).",
-            remedy="Install TensorFlow (pip install 'bids_epvs[cpu]'), or choose --models frangi.",
-        ) from error
-    weights.load(model, path)
+    """The network and its calibration, packaged or from a file; see `weights.restored`."""
+    model, path = weights.restored(build, WEIGHTS, file, what="the network unet", instead="choose --models frangi")
     return model, weights.calibration(path)
 
 

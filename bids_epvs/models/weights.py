@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bids_epvs.errors import DataError
+from bids_epvs.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     import keras
@@ -122,6 +123,47 @@ def shipped(weights: Weights) -> Path:
         if digest(path) != weights.sha256:
             raise DataError("packaged weights are damaged (checksum differs).", where=path, remedy="Install again.")
         return path
+
+
+def restored(
+    build: Callable[..., keras.Model], packaged: Weights, file: Path | None, *, what: str, instead: str
+) -> tuple[keras.Model, Path]:
+    """A network with its packaged parameters, or those of a file (of any width); TensorFlow unless told otherwise.
+
+    Parameters
+    ----------
+    build : callable
+        Arguments of the architecture to a model.
+    packaged : Weights
+    file : Path, optional
+    what, instead : str
+        The network, and what the user can do without TensorFlow, in words.
+
+    Returns
+    -------
+    model : keras.Model
+    path : Path
+        Where its parameters came from.
+
+    Raises
+    ------
+    UsageError
+        Keras or its backend is not installed.
+    DataError
+        The parameters are missing, damaged, or of another kind of network.
+    """
+    path = file or shipped(packaged)
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        model = build(**architecture(path))
+    except ImportError as error:
+        raise UsageError(
+            f"{what} cannot run ({error}).",
+            remedy=f"Install TensorFlow (pip install 'bids_epvs[cpu]'), or {instead}.",
+        ) from error
+    load(model, path)
+    return model, path
 
 
 def identity(weights: Weights, file: Path | None = None) -> str:

@@ -303,10 +303,11 @@ def kept_solid(labels: np.ndarray, prior: np.ndarray, mask: np.ndarray, sure: fl
     The most probable of them is taken. EPVS are as bright as fluid: without this the brightest lie in no region.
     """
     columns = np.isin(_INDICES, SOLID)
-    solid = prior[..., columns]
-    lost = mask & (solid.sum(axis=-1) >= sure) & ~np.isin(labels, SOLID)
+    other = mask & ~np.isin(labels, SOLID)
+    solid = prior[other][:, columns]
+    lost = solid.sum(axis=-1) >= sure
     out = labels.copy()
-    out[lost] = _INDICES[columns][np.argmax(solid[lost], axis=-1)]
+    out[other] = np.where(lost, _INDICES[columns][np.argmax(solid, axis=-1)], labels[other])
     return out
 
 

@@ -112,7 +112,7 @@ def prepare(
     aligned, transforms = {reference: base}, {}
     for name in (n for n in images if n != reference):
         logger.info("preparation 3: %s to %s (rigid)", name, reference)
-        turned = _in_frame(images[name], native)
+        turned = in_frame(images[name], native)
         turned = nib.Nifti1Image(np.asarray(bias.correct(turned)[0].dataobj), turned.affine)
         aligned[name], transforms[name] = register.onto(base, turned, work_dir=work_dir / name)
     logger.info("preparation 4: brain, tissues and labels")
@@ -130,7 +130,7 @@ def prepare(
     elif segmentation is None:
         anatomy = brain.from_atlas(contrasts, alignment)
     else:
-        moved = _in_frame(segmentation, native)
+        moved = in_frame(segmentation, native)
         anatomy = brain.from_segmentation(moved, base, transforms.get(segmentation_space))
     to_template = alignment.to_template @ base.affine
     logger.info("preparation 5: regions and large fluid")
@@ -179,7 +179,7 @@ def _commissure(points: Nifti1Image, base: Nifti1Image) -> float:
     return float(voxel[2])
 
 
-def _in_frame(image: Nifti1Image, native: Nifti1Image) -> Nifti1Image:
+def in_frame(image: Nifti1Image, native: Nifti1Image) -> Nifti1Image:
     """An image of the session, its affine carried into the canonical frame of the reference."""
     turned = nib.as_closest_canonical(image)
     affine = np.linalg.inv(canonical_to_world(native)) @ turned.affine

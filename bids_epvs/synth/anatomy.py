@@ -132,14 +132,14 @@ def refined(head: Anatomy, spacing: float) -> Anatomy:
     Borders between structures of the brain become smooth (linear interpolation of indicators); everything outside the
     skull keeps the shape of its voxels.
     """
-    labels, affine = _cut(head.labels, head.affine, head.labels > 0, 2)
+    labels, affine = cut(head.labels, head.affine, head.labels > 0, 2)
     source = nib.Nifti1Image(labels, affine)
     grid = iso_grid(source, spacing)
     out = np.asarray(resample(source, grid, order=0).dataobj).copy()
     known = np.zeros(1024, np.int16)
     brain = [*(i for i, e in ATLAS_LABELS.items() if e.brain), WMH_LEFT, WMH_RIGHT]
     known[brain] = brain
-    inner, inner_affine = _cut(known[labels], affine, known[labels] > 0, 1)
+    inner, inner_affine = cut(known[labels], affine, known[labels] > 0, 1)
     inner_source = nib.Nifti1Image(inner, inner_affine)
     shift = np.rint((inner_affine[:3, 3] - affine[:3, 3]) / np.diag(affine)[:3]).astype(int)
     first = np.floor(shift * np.diag(affine)[:3] / spacing).astype(int)
@@ -158,7 +158,7 @@ def _moved(affine: np.ndarray, voxels: np.ndarray) -> np.ndarray:
     return out
 
 
-def _cut(labels: np.ndarray, affine: np.ndarray, mask: np.ndarray, margin: int) -> tuple[np.ndarray, np.ndarray]:
+def cut(labels: np.ndarray, affine: np.ndarray, mask: np.ndarray, margin: int) -> tuple[np.ndarray, np.ndarray]:
     """The part of a grid that holds a mask, with a margin, and its affine."""
     box = bounding_box(mask, margin)
     return labels[box], _moved(affine, np.array([b.start for b in box]))

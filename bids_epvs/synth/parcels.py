@@ -8,10 +8,7 @@ and the pose left inexact as registration leaves it.
 
 from __future__ import annotations
 
-import logging
-import os
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,17 +17,16 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from bids_epvs.errors import DataError
+from bids_epvs.derivatives import write
 from bids_epvs.models import parcellation
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.prepare.regions import from_labels
 from bids_epvs.prepare.resample import bounding_box, resample
-from bids_epvs.synth import anatomy, contrast, mimics
+from bids_epvs.synth import anatomy, contrast, examples, mimics
 from bids_epvs.synth.anatomy import Anatomy
 from bids_epvs.synth.contrast import Protocol
+from bids_epvs.synth.examples import Task
 from bids_epvs.synth.scene import Look, finish
-
-logger = logging.getLogger(__name__)
 
 SPACING_MM = 1.0
 """Voxel size of the heads that are imaged."""
@@ -199,42 +195,12 @@ def _head(path: Path) -> Anatomy:
     return anatomy.read_labelmap(path)
 
 
-@dataclass(frozen=True)
-class Task:
-    """One example to write."""
-
-    heads: tuple[Path, ...]
-    out: Path
-    seed: int
-    number: int
-
-
 def write_example(task: Task) -> Path:
-    """Write one example, unless it is there; temporary name first."""
-    target = task.out / f"example-{task.number:05d}.npz"
-    if not target.exists():
-        rng = np.random.default_rng([task.seed, task.number])
-        head = _head(task.heads[task.number % len(task.heads)])
-        draft = target.with_suffix(".tmp")
-        with open(draft, "wb") as file:
-            np.savez_compressed(file, **example(rng, head))
-        os.replace(draft, target)
-    return target
+    """Write one example, unless it is there."""
+    target = task.path(task.number)
+    return target if target.exists() else write.arrays(target, example(task.rng(), _head(task.head)))
 
 
 def generate(heads: tuple[Path, ...], out: Path, *, number: int, seed: int = 0, nprocs: int = 2) -> None:
-    """Write `number` examples of the heads in turn; those that exist are kept.
-
-    Raises
-    ------
-    DataError
-        There are no heads.
-    """
-    if not heads:
-        raise DataError("no label maps to make examples from.", where=out)
-    out.mkdir(parents=True, exist_ok=True)
-    tasks = [Task(heads, out, seed, k) for k in range(number)]
-    with ProcessPoolExecutor(nprocs) as pool:
-        for k, path in enumerate(pool.map(write_example, tasks), start=1):
-            if k % 50 == 0:
-                logger.info("%s (%d of %d)", path.name, k, number)
+    """Write `number` examples of the heads in turn; those that exist are kept. Raises as `examples.generate`."""
+    examples.generate(write_example, heads, out, number=number, seed=seed, nprocs=nprocs)

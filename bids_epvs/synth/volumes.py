@@ -7,11 +7,7 @@ vessels, EPVS and protocols, isotropic and with thick slices in turn.
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,18 +17,17 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from scipy import ndimage
 
-from bids_epvs.errors import DataError
+from bids_epvs.derivatives import write
 from bids_epvs.models import unet
 from bids_epvs.prepare.intensity import large_fluid, levels
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.prepare.regions import WHITE_MATTER
 from bids_epvs.prepare.resample import bounding_box, resample
-from bids_epvs.synth import anatomy, contrast, scene
+from bids_epvs.synth import anatomy, contrast, examples, scene
 from bids_epvs.synth.anatomy import Anatomy
 from bids_epvs.synth.contrast import Protocol
+from bids_epvs.synth.examples import Task
 from bids_epvs.synth.scene import Look, Scene
-
-logger = logging.getLogger(__name__)
 
 FINE_MM = 0.5
 BURDENS = {"any": 0.7, "elderly": 0.15, "low": 0.15}
@@ -49,10 +44,9 @@ _BRAIN = [i for i, e in ATLAS_LABELS.items() if e.brain]
 
 def near_brain(head: Anatomy, margin_mm: float = 12.0) -> Anatomy:
     """The head without what is farther than a margin from the cerebrum."""
-    box = bounding_box(np.isin(head.labels, _CEREBRUM), round(margin_mm / head.spacing[0]))
-    affine = head.affine.copy()
-    affine[:3, 3] = (head.affine @ [*(b.start for b in box), 1.0])[:3]
-    return replace(head, labels=np.ascontiguousarray(head.labels[box]), affine=affine)
+    margin = round(margin_mm / head.spacing[0])
+    labels, affine = anatomy.cut(head.labels, head.affine, np.isin(head.labels, _CEREBRUM), margin)
+    return replace(head, labels=np.ascontiguousarray(labels), affine=affine)
 
 
 @lru_cache(maxsize=2)
@@ -140,49 +134,23 @@ def _jitter(rng: np.random.Generator) -> np.float32:
     return np.float32(np.exp(rng.normal(0, 0.06)))
 
 
-@dataclass(frozen=True)
-class Task:
-    """The examples of one scene."""
-
-    heads: tuple[Path, ...]
-    out: Path
-    seed: int
-    number: int
-
-    def targets(self) -> Iterator[tuple[str, Path]]:
-        """Kind and file of each."""
-        for k, kind in enumerate(("research", "clinical")):
-            yield kind, self.out / f"example-{2 * self.number + k:05d}.npz"
+def targets(task: Task) -> dict[str, Path]:
+    """File of each kind of example of a scene."""
+    return {kind: task.path(2 * task.number + k) for k, kind in enumerate(("research", "clinical"))}
 
 
 def write_examples(task: Task) -> None:
-    """Write the examples of a scene, unless they are there; temporary name first."""
-    if all(path.exists() for _, path in task.targets()):
+    """Write the examples of a scene, unless they are there."""
+    if all(path.exists() for path in targets(task).values()):
         return
-    rng = np.random.default_rng([task.seed, task.number])
+    rng = task.rng()
     burden = str(rng.choice(list(BURDENS), p=list(BURDENS.values())))
     age = float(rng.uniform(45, 92))
-    made = scene.build(rng, _head(task.heads[task.number % len(task.heads)]), burden=burden, age=age, fine_mm=FINE_MM)
-    for kind, path in task.targets():
-        draft = path.with_suffix(".tmp")
-        with open(draft, "wb") as file:
-            np.savez(file, **example(rng, made, kind))
-        os.replace(draft, path)
+    made = scene.build(rng, _head(task.head), burden=burden, age=age, fine_mm=FINE_MM)
+    for kind, path in targets(task).items():
+        write.arrays(path, example(rng, made, kind), compressed=False)
 
 
 def generate(heads: tuple[Path, ...], out: Path, *, number: int, seed: int = 0, nprocs: int = 2) -> None:
-    """Write two examples (isotropic, thick slices) of each of `number` scenes of the heads in turn.
-
-    Raises
-    ------
-    DataError
-        There are no heads.
-    """
-    if not heads:
-        raise DataError("no label maps to make examples from.", where=out)
-    out.mkdir(parents=True, exist_ok=True)
-    tasks = [Task(heads, out, seed, k) for k in range(number)]
-    with ProcessPoolExecutor(nprocs) as pool:
-        for k, _ in enumerate(pool.map(write_examples, tasks), start=1):
-            if k % 10 == 0:
-                logger.info("%d of %d scenes simulated", k, number)
+    """Write two examples (isotropic, thick slices) of each of `number` scenes; raises as `examples.generate`."""
+    examples.generate(write_examples, heads, out, number=number, seed=seed, nprocs=nprocs)

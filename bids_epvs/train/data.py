@@ -15,6 +15,7 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from bids_epvs.derivatives import paths
+from bids_epvs.derivatives.write import arrays
 from bids_epvs.errors import DataError, NothingToDoError, UsageError
 from bids_epvs.models import unet
 from bids_epvs.prepare.resample import bounding_box
@@ -134,10 +135,7 @@ def write(sessions: Sequence[Session], out: Path) -> dict[str, list[Path]]:
     for session in sessions:
         target = out / f"example-{session.scan.label}.npz"
         if not target.exists():
-            draft = target.with_suffix(".tmp")
-            with open(draft, "wb") as file:
-                np.savez_compressed(file, **example(session))
-            os.replace(draft, target)
+            arrays(target, example(session))
         files.setdefault(session.scan.subject, []).append(target)
     return files
 

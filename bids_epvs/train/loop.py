@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from bids_epvs import __version__
+from bids_epvs.errors import DataError
 from bids_epvs.models import weights
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,55 @@ class Schedule:
     average: float = 0.998
     patience: int = 0
     seed: int = 0
+
+
+class Folder(keras.utils.PyDataset):
+    """Items drawn from the examples in a folder, which may still be growing; subclasses say how to draw.
+
+    Parameters
+    ----------
+    folder : Path
+    steps : int
+        Items an epoch.
+    batch : int
+    seed : int
+    """
+
+    def __init__(self, folder: Path, *, steps: int, batch: int = 1, seed: int = 0) -> None:
+        super().__init__(workers=1, use_multiprocessing=False, max_queue_size=4)
+        self.folder, self.steps, self.batch, self.seed = folder, steps, batch, seed
+        self.epoch = -1
+        self.files: list[Path] = []
+        self.on_epoch_end()
+
+    def on_epoch_end(self) -> None:
+        """Look for new examples."""
+        self.epoch += 1
+        self.files = sorted(self.folder.glob("example-*.npz"))
+        if not self.files:
+            raise DataError("no examples.", where=self.folder, remedy="Make them with bids_epvs-train.")
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def rng(self, index: int) -> np.random.Generator:
+        """A generator for one item of this epoch."""
+        return np.random.default_rng([self.seed, self.epoch, index])
+
+
+def started(
+    build: Callable[..., keras.Model], default: tuple[int, ...], widths: tuple[int, ...] | None, init: Path | None
+) -> tuple[keras.Model, dict[str, Any]]:
+    """The network to train, with the parameters of `init` where given, and the arguments it was built with.
+
+    Its widths are those asked for, or else those of `init`, or else the default ones.
+    """
+    stored = weights.architecture(init) if init else {}
+    architecture = {"widths": widths or stored.get("widths", default)}
+    model = build(**architecture)
+    if init:
+        weights.load(model, init)
+    return model, architecture
 
 
 class Judge(keras.callbacks.Callback):

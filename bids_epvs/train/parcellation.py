@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from bids_epvs.errors import DataError
-from bids_epvs.models import parcellation, weights
+from bids_epvs.models import parcellation
 from bids_epvs.train import loop, losses
-
-logger = logging.getLogger(__name__)
 
 SHARES = (0.4, 0.25, 0.25, 0.1)
 """How often each of `parcellation.CONTRASTS` is drawn."""
@@ -31,37 +27,11 @@ def shares(codes: np.ndarray) -> np.ndarray:
     return out.reshape(x, y, z, -1)
 
 
-class Examples(keras.utils.PyDataset):
-    """Random halves of random examples; the folder may still be growing.
-
-    Parameters
-    ----------
-    folder : Path
-    steps : int
-        Items an epoch.
-    batch : int
-    seed : int
-    """
-
-    def __init__(self, folder: Path, *, steps: int, batch: int = 1, seed: int = 0) -> None:
-        super().__init__(workers=1, use_multiprocessing=False, max_queue_size=4)
-        self.folder, self.steps, self.batch, self.seed = folder, steps, batch, seed
-        self.epoch = -1
-        self.files: list[Path] = []
-        self.on_epoch_end()
-
-    def on_epoch_end(self) -> None:
-        """Look for new examples."""
-        self.epoch += 1
-        self.files = sorted(self.folder.glob("example-*.npz"))
-        if not self.files:
-            raise DataError("no examples.", where=self.folder, remedy="Make them with bids_epvs-train parcellation.")
-
-    def __len__(self) -> int:
-        return self.steps
+class Examples(loop.Folder):
+    """Random halves of random examples."""
 
     def __getitem__(self, index: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-        rng = np.random.default_rng([self.seed, self.epoch, index])
+        rng = self.rng(index)
         drawn = [self._draw(rng) for _ in range(self.batch)]
         images, targets = np.stack([d[0] for d in drawn]), np.stack([d[1] for d in drawn])
         prior = np.broadcast_to(parcellation.priors(), (self.batch, *parcellation.priors().shape))
@@ -126,11 +96,7 @@ def train(
     about : mapping, optional
     """
     keras.utils.set_random_seed(schedule.seed)
-    stored = weights.architecture(init) if init else {}
-    architecture = {"widths": widths or stored.get("widths", parcellation.WIDTHS)}
-    model = parcellation.build(**architecture)
-    if init:
-        weights.load(model, init)
+    model, architecture = loop.started(parcellation.build, parcellation.WIDTHS, widths, init)
     data = Examples(examples, steps=schedule.epoch, batch=batch, seed=schedule.seed)
     files = sorted(held_out.glob("example-*.npz"))
     loop.fit(

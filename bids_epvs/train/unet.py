@@ -12,10 +12,11 @@ import keras
 import numpy as np
 from scipy import ndimage
 
-from bids_epvs.errors import DataError
+from bids_epvs.measure import agreement
 from bids_epvs.measure.lesions import instances
-from bids_epvs.models import unet, weights
+from bids_epvs.models import unet
 from bids_epvs.models.unet import COMBINATIONS, REACH, SEQUENCES
+from bids_epvs.settings import Settings
 from bids_epvs.train import loop, losses
 
 logger = logging.getLogger(__name__)
@@ -33,8 +34,8 @@ OUTSIDE = 0.1
 """Weight of brain outside the regions in the loss."""
 EXPECTED = 0.3
 """Share of some voxel that an EPVS must fill to be counted."""
-SMALLEST_MM3 = 0.5
-"""Volume from which a lesion is counted when the threshold is chosen (the default of the app)."""
+SMALLEST_MM3 = Settings.min_volume_mm3
+"""Volume from which a lesion is counted when the threshold is chosen."""
 NEAR_MM = 1.5
 """A lesion this near to an EPVS has found it."""
 THRESHOLDS = np.arange(0.1, 0.71, 0.02)
@@ -80,41 +81,19 @@ def read(path: Path) -> Example:
         return Example(stored["images"], fraction, regions, (x, y, z), names, epvs, inside)
 
 
-class Examples(keras.utils.PyDataset):
-    """Random crops of random examples with random combinations of sequences; the folder may still be growing.
+class Examples(loop.Folder):
+    """Random crops of random examples with random combinations of sequences; every example stays in memory."""
 
-    Parameters
-    ----------
-    folder : Path
-    steps : int
-        Items an epoch.
-    batch : int
-    seed : int
-    """
-
-    def __init__(self, folder: Path, *, steps: int, batch: int = 16, seed: int = 0) -> None:
-        super().__init__(workers=1, use_multiprocessing=False, max_queue_size=4)
-        self.folder, self.steps, self.batch, self.seed = folder, steps, batch, seed
-        self.epoch = -1
-        self.examples: dict[Path, Example] = {}
-        self.on_epoch_end()
+    examples: Mapping[Path, Example] = {}
 
     def on_epoch_end(self) -> None:
-        """Look for new examples."""
-        self.epoch += 1
-        for path in sorted(self.folder.glob("example-*.npz")):
-            if path not in self.examples:
-                self.examples[path] = read(path)
-        if not self.examples:
-            raise DataError("no examples.", where=self.folder, remedy="Make them with bids_epvs-train unet.")
-
-    def __len__(self) -> int:
-        return self.steps
+        """Read new examples."""
+        super().on_epoch_end()
+        self.examples = {path: self.examples.get(path) or read(path) for path in self.files}
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng([self.seed, self.epoch, index])
-        files = sorted(self.examples)
-        drawn = [crop(rng, self.examples[files[rng.integers(len(files))]]) for _ in range(self.batch)]
+        rng = self.rng(index)
+        drawn = [crop(rng, self.examples[self.files[rng.integers(len(self.files))]]) for _ in range(self.batch)]
         return np.stack([d[0] for d in drawn]), np.stack([d[1] for d in drawn])
 
 
@@ -238,11 +217,8 @@ def fitted(logit: np.ndarray, share: np.ndarray, *, iterations: int = 30) -> tup
 
 def counts(probability: np.ndarray, voxel_mm3: float) -> np.ndarray:
     """Number of lesions of at least `SMALLEST_MM3` at each of `THRESHOLDS`."""
-    out = []
-    for threshold in THRESHOLDS:
-        found, _ = ndimage.label(probability >= threshold, np.ones((3, 3, 3)))
-        out.append(int((np.bincount(found.ravel())[1:] * voxel_mm3 >= SMALLEST_MM3 - 1e-9).sum()))
-    return np.array(out)
+    kept = {"minimum": SMALLEST_MM3, "maximum": np.inf}
+    return np.array([instances(probability >= t, voxel_mm3, **kept).max(initial=0) for t in THRESHOLDS])
 
 
 @dataclass(frozen=True)
@@ -307,13 +283,11 @@ def lesions_judged(found: Seen, probability: np.ndarray, threshold: float) -> tu
     return np.asarray(likely), np.asarray(right), missed
 
 
-def reliability(rows: Sequence[Seen], settled: Mapping[str, float], bins: int = 10) -> float:
-    """Expected calibration error: mean |probability - share| over equal bins of probability, weighted by voxels."""
+def reliability(rows: Sequence[Seen], settled: Mapping[str, float]) -> float:
+    """Expected calibration error over the voxels of the regions."""
     p = np.concatenate([unet.probabilities(r.logit[r.inside], settled) for r in rows])
     share = np.concatenate([r.share[r.inside] for r in rows])
-    at = np.minimum((p * bins).astype(int), bins - 1)
-    number, predicted, true = (np.bincount(at, weights=w, minlength=bins) for w in (np.ones_like(p), p, share))
-    return float(np.abs(predicted - true).sum() / number.sum())
+    return agreement.calibration_error(agreement.reliability(share, p))
 
 
 def calibrate(model: keras.Model, files: Sequence[Path]) -> dict[str, dict[str, dict[str, float]]]:
@@ -386,11 +360,7 @@ def train(
     about : mapping, optional
     """
     keras.utils.set_random_seed(schedule.seed)
-    stored = weights.architecture(init) if init else {}
-    architecture = {"widths": widths or stored.get("widths", unet.WIDTHS)}
-    model = unet.build(**architecture)
-    if init:
-        weights.load(model, init)
+    model, architecture = loop.started(unet.build, unet.WIDTHS, widths, init)
     data = Examples(examples, steps=schedule.epoch, batch=batch, seed=schedule.seed)
     files = sorted(held_out.glob("example-*.npz"))
     judges = [read(path) for path in files]

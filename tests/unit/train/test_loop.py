@@ -73,3 +73,17 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     train(tmp_path)
     assert [r["epoch"] for r in rows(tmp_path)] == list("123456")
     assert (tmp_path / "card.json").exists()
+
+
+def test_training_stops_in_time_and_keeps_the_best(tmp_path):
+    figures = iter([0.3, 0.5, 0.4, 0.45, 0.9, 0.9])
+    schedule = loop.Schedule(60, epoch=10, rate=0.3, average=0.5, patience=2)
+    more = {"figures": lambda _: {"score": next(figures)}, "architecture": {"units": 1}}
+    saved = []
+    original = weights.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "save", lambda *a: saved.append(len(rows(tmp_path))) or original(*a))
+        loop.fit(network(), Line(), keras.losses.mean_squared_error, schedule, out=tmp_path, **more)
+    assert [float(r["score"]) for r in rows(tmp_path)] == [0.3, 0.5, 0.4, 0.45], "two judgements no better: it stops"
+    assert saved == [1, 2], "written after the first and the second epoch, the best one"
+    assert json.loads((tmp_path / "card.json").read_text())["HeldOutBest"] == 0.5

@@ -1,0 +1,66 @@
+"""Training examples on disk, made from heads in turn: what `synth.parcels` and `synth.volumes` share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bids_epvs.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is made of one head.
+
+    Attributes
+    ----------
+    heads : tuple of Path
+        Label maps.
+    out : Path
+    seed, number : int
+        They decide about everything random.
+    """
+
+    heads: tuple[Path, ...]
+    out: Path
+    seed: int
+    number: int
+
+    @property
+    def head(self) -> Path:
+        """The label map whose turn it is."""
+        return self.heads[self.number % len(self.heads)]
+
+    def rng(self) -> np.random.Generator:
+        """A generator of its own."""
+        return np.random.default_rng([self.seed, self.number])
+
+    def path(self, index: int) -> Path:
+        """File of an example."""
+        return self.out / f"example-{index:05d}.npz"
+
+
+def generate(
+    make: Callable[[Task], object], heads: tuple[Path, ...], out: Path, *, number: int, seed: int, nprocs: int
+) -> None:
+    """Run `number` tasks over the heads in turn.
+
+    Raises
+    ------
+    DataError
+        There are no heads.
+    """
+    if not heads:
+        raise DataError("no label maps to make examples from.", where=out)
+    out.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(nprocs) as pool:
+        for k, _ in enumerate(pool.map(make, [Task(heads, out, seed, k) for k in range(number)]), start=1):
+            if k % 10 == 0:
+                logger.info("%d of %d heads simulated", k, number)
