@@ -38,8 +38,8 @@ FLUID = 24
 LAKES, SOLID = (FLUID, 3, 42), (2, 41, 10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 28, 60)
 """Labels of pieces that may be an EPVS or a lesion; labels they may lie in."""
 SURE = 0.7
-"""Probability of white matter and nuclei by the network that intensities cannot overrule; chosen on a simulated head of
-the packaged atlas: EPVS voxels inside regions 0.60 to 0.69, Dice of white matter 0.87 to 0.89."""
+"""Probability of white matter and nuclei by the network that intensities cannot overrule; chosen on sub-03 of
+``make demo``, where EPVS voxels inside regions rose from 0.60 to 0.69 (``benchmarks/coverage.py``)."""
 LAKE_MM3, LAKE_MM2, ENCLOSED = 500.0, 40.0, 0.6
 BLENDED = (10, 49, 12, 51)
 """Thalamus and putamen, whose borders hardly show: network and atlas together are nearer to the truth than either."""
