@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import special
 
 from bids_epvs.models import weights
 from bids_epvs.models.spec import ModelSpec, Weights
@@ -179,7 +180,7 @@ def logits(model: keras.Model, volume: np.ndarray, constants: np.ndarray, *, fli
 
 def probabilities(logit: np.ndarray, calibration: Mapping[str, float]) -> np.ndarray:
     """Calibrated share of EPVS in each voxel, float32: a logistic function of the network's output."""
-    return (1 / (1 + np.exp(-(calibration["slope"] * logit + calibration["offset"])))).astype(np.float32)
+    return special.expit(calibration["slope"] * logit + calibration["offset"]).astype(np.float32)
 
 
 def kind(spacing: Sequence[float]) -> str:

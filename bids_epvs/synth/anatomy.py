@@ -234,19 +234,21 @@ def _warped(
 ) -> np.ndarray:
     """Nearest labels at ``matrix @ voxel + offset + shift``, slice by slice (all coordinates would take gigabytes)."""
     out = np.zeros(tuple(shape), labels.dtype)
+    known = np.ascontiguousarray(labels).reshape(-1)
     spread = [linear_weights(n, m) for n, m in zip(shape, shift.shape[1:], strict=True)]
-    i = np.arange(shape[0], dtype=np.float32)[:, None]
-    j = np.arange(shape[1], dtype=np.float32)[None, :]
-    for k in range(shape[2]):
-        here = spread[0] @ (shift @ spread[2][k]) @ spread[1].T
-        at = []
-        inside = np.ones(tuple(shape[:2]), bool)
-        for a in range(3):
-            value = matrix[a, 0] * i + matrix[a, 1] * j + np.float32(matrix[a, 2] * k + offset[a]) + here[a]
+    linear, first = matrix.astype(np.float32), offset.astype(np.float32)
+    j = np.arange(shape[1], dtype=np.float32)[:, None]
+    k = np.arange(shape[2], dtype=np.float32)[None, :]
+    for i in range(shape[0]):  # the last axis is contiguous: neighbours are read and written together
+        here = spread[1] @ np.tensordot(shift, spread[0][i], axes=(1, 0)) @ spread[2].T
+        at = np.zeros(tuple(shape[1:]), np.int32)
+        inside = np.ones(tuple(shape[1:]), bool)
+        for a, n in enumerate(labels.shape):
+            value = linear[a, 1] * j + linear[a, 2] * k + (linear[a, 0] * np.float32(i) + first[a]) + here[a]
             nearest = np.rint(value).astype(np.int32)
-            inside &= (nearest >= 0) & (nearest < labels.shape[a])
-            at.append(np.clip(nearest, 0, labels.shape[a] - 1))
-        out[:, :, k] = np.where(inside, labels[at[0], at[1], at[2]], 0)
+            inside &= (nearest >= 0) & (nearest < n)
+            at = at * n + nearest
+        out[i] = np.where(inside, known[np.where(inside, at, 0)], 0)
     return out
 
 

@@ -2,8 +2,9 @@
 
 `generate` (called by ``bids_epvs-train parcellation``) writes ``example-00000.npz`` and on, each a new deformation of
 one of the training heads with four images of it: T2w, T1w, FLAIR and one of random contrast, with resolutions from
-0.8 mm to slices of 8 mm in any of three directions, lesions, coil fields, noise, missing neck, vertex, face or skull,
-and the pose left inexact as registration leaves it.
+0.8 mm to slices of 8 mm in any of three directions, lesions, EPVS, coil fields, noise, missing neck, vertex, face or
+skull, and the pose left inexact as registration leaves it. EPVS belong to the structure they run through: they have no
+label.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from bids_epvs.models import parcellation
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.prepare.regions import from_labels
 from bids_epvs.prepare.resample import bounding_box, resample
-from bids_epvs.synth import anatomy, contrast, examples, mimics
+from bids_epvs.synth import anatomy, contrast, examples, mimics, tubes
 from bids_epvs.synth.anatomy import Anatomy
 from bids_epvs.synth.contrast import Protocol
 from bids_epvs.synth.examples import Task
-from bids_epvs.synth.scene import Look, finish
+from bids_epvs.synth.scene import Look, epvs_share, finish
 
 SPACING_MM = 1.0
 """Voxel size of the heads that are imaged."""
@@ -34,6 +35,9 @@ WARP_MM = 3.0
 """Standard deviation of the smooth deformation."""
 POSE_DEGREES, POSE_SCALE, POSE_SHEAR, POSE_MM = 2.5, 0.045, 0.03, 2.5
 """Standard deviations of what the affine registration leaves undone (measured on simulated heads, rounded up)."""
+
+BURDENS = {"any": 0.5, "low": 0.1, "high": 0.2, "elderly": 0.2}
+"""How often each of `tubes.BURDENS` is drawn."""
 
 
 def pose_error(rng: np.random.Generator) -> np.ndarray:
@@ -47,16 +51,19 @@ def pose_error(rng: np.random.Generator) -> np.ndarray:
     return out
 
 
-def draw_head(rng: np.random.Generator, head: Anatomy) -> Anatomy:
-    """A deformed head, mirrored half of the time, with lesions of any age."""
+def draw_head(rng: np.random.Generator, head: Anatomy) -> tuple[Anatomy, np.ndarray]:
+    """A deformed head with lesions of any age, and the share (255 = all, uint8) of each voxel that its EPVS fill."""
     made = near_brain(anatomy.deformed(head, rng, spacing=SPACING_MM, amount=1.2, warp_mm=WARP_MM))
     if rng.random() < 0.5:
         made = widened(rng, made)
+    half = anatomy.every_second(made)
+    regions = from_labels(anatomy.plain(half.labels), half.spacing, half.to_template @ half.affine)
     if rng.random() < 0.7:
-        half = anatomy.every_second(made)
-        regions = from_labels(anatomy.plain(half.labels), half.spacing, half.to_template @ half.affine)
         made = mimics.add(rng, made, regions, mimics.draw(rng, float(rng.uniform(45, 95))))
-    return made
+    counts = tubes.sample_counts(rng, str(rng.choice(list(BURDENS), p=list(BURDENS.values()))))
+    drawn = tubes.sample(rng, made, regions, counts)
+    filled, _ = tubes.occupancy(drawn, made.labels.shape, made.affine)
+    return made, np.rint(filled * 255).astype(np.uint8)
 
 
 def widened(rng: np.random.Generator, head: Anatomy) -> Anatomy:
@@ -78,10 +85,10 @@ def widened(rng: np.random.Generator, head: Anatomy) -> Anatomy:
     return replace(head, labels=labels)
 
 
-def near_brain(head: Anatomy) -> Anatomy:
+def near_brain(head: Anatomy, margin_mm: float = 15.0) -> Anatomy:
     """The head without what lies far below the brain (cut at the level of the grid, with a margin)."""
     low = np.linalg.inv(head.to_template @ head.affine) @ np.array([0.0, -17.0, parcellation.ORIGIN_MM[2], 1.0])
-    first = max(0, int(low[2] - 15.0 / head.spacing[2]))
+    first = max(0, int(low[2] - margin_mm / head.spacing[2]))
     affine = head.affine.copy()
     affine[2, 3] += first * head.spacing[2]
     return replace(head, labels=np.ascontiguousarray(head.labels[:, :, first:]), affine=affine)
@@ -94,7 +101,8 @@ def draw_look(rng: np.random.Generator, name: str) -> Look:
         means = {k: v * float(np.exp(rng.normal(0, 0.15))) for k, v in means.items()}
     table = contrast.intensity_table(rng, means)
     table *= (1 + rng.normal(0, 0.03, table.shape)).astype(np.float32)
-    return Look(name, table, 0.0, means["WM"])
+    step = epvs_share(rng, name, float(rng.uniform(0.5, 1.0))) * (means["CSF"] - means["WM"])
+    return Look(name, table, step, means["WM"])
 
 
 def draw_protocol(rng: np.random.Generator) -> tuple[Protocol, int]:
@@ -145,16 +153,20 @@ def _in_skull() -> np.ndarray:
     return table
 
 
-def imaged(rng: np.random.Generator, head: Anatomy, look: Look, labels: np.ndarray) -> nib.Nifti1Image:
+def imaged(
+    rng: np.random.Generator, head: Anatomy, look: Look, labels: np.ndarray, filled: np.ndarray
+) -> nib.Nifti1Image:
     """One acquisition of the head, float32, in the head's millimetres, its field of view cut now and then."""
     protocol, axis = draw_protocol(rng)
     order = [a for a in range(3) if a != axis] + [axis]
     turned = np.ascontiguousarray(np.transpose(labels, order))
+    fine = look.table[turned]
+    fine += np.transpose(filled, order) * np.float32(look.step / 255)
     step = SPACING_MM
     spacing = np.array(protocol.spacing)
     x, y, z = (int(v) for v in np.ceil(np.array(turned.shape) * step / spacing))
     weights = contrast.weights(turned.shape, step, (x, y, z), protocol, np.zeros(3))
-    out = finish(contrast.average(look.table[turned], weights), rng, look, protocol)
+    out = finish(contrast.average(fine, weights), rng, look, protocol)
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = head.affine[:3, 3][order] - step / 2 + spacing / 2
     back = np.eye(4)[[*np.argsort(order), 3]]
@@ -171,12 +183,12 @@ def example(rng: np.random.Generator, head: Anatomy) -> dict[str, Any]:
 
     Labels are sampled at half the voxel size of the network, so that targets are shares of a voxel.
     """
-    made = draw_head(rng, head)
+    made, filled = draw_head(rng, head)
     pose = pose_error(rng) @ made.to_template
     images = {}
     for name in parcellation.CONTRASTS:
         labels = crop_head(rng, made)
-        seen = parcellation.evidence(imaged(rng, made, draw_look(rng, name), labels), pose)
+        seen = parcellation.evidence(imaged(rng, made, draw_look(rng, name), labels, filled), pose)
         images[name] = np.rint(seen * 255).astype(np.uint8)
     target = parcellation.grid()
     fine = target.affine @ np.diag([0.5, 0.5, 0.5, 1.0])
@@ -192,7 +204,7 @@ def example(rng: np.random.Generator, head: Anatomy) -> dict[str, Any]:
 
 @cache
 def _head(path: Path) -> Anatomy:
-    return anatomy.read_labelmap(path)
+    return near_brain(anatomy.read_labelmap(path), 45.0)  # what may come near when the head is tilted and scaled
 
 
 def write_example(task: Task) -> Path:

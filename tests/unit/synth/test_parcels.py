@@ -5,7 +5,7 @@ import pytest
 
 from bids_epvs.errors import DataError
 from bids_epvs.models import parcellation
-from bids_epvs.synth import anatomy, parcels
+from bids_epvs.synth import anatomy, contrast, parcels
 
 
 @pytest.fixture
@@ -68,3 +68,24 @@ def test_stripped_and_defaced_heads_keep_their_brain(coarse):
 def test_no_heads_no_examples(tmp_path):
     with pytest.raises(DataError, match="no label maps"):
         parcels.generate((), tmp_path, number=1)
+
+
+def test_epvs_are_bright_on_t2w_and_belong_to_their_structure(rng, monkeypatch):
+    head = anatomy.packaged(1.5)
+    monkeypatch.setattr(parcels, "SPACING_MM", 1.5)
+    monkeypatch.setattr(parcels, "BURDENS", {"elderly": 1.0})
+    made, filled = parcels.draw_head(rng, head)
+    assert filled.shape == made.labels.shape
+    volume = filled.sum() / 255 * 1.5**3
+    assert 500 < volume < 6000, "mm3"
+    assert set(np.unique(made.labels)) <= {*np.unique(head.labels), 25, 57, 601, 602, 603}
+    look = parcels.draw_look(rng, "T2w")
+    monkeypatch.setattr(parcels, "draw_protocol", lambda _: (contrast.Protocol((1.5, 1.5, 1.5), 1.5, snr=60), 2))
+    monkeypatch.setattr(parcels, "finish", lambda ideal, *_: ideal)
+    full = (filled > 128) & np.isin(made.labels, (2, 41))
+    with_, without = (
+        np.asarray(parcels.imaged(np.random.default_rng(1), made, look, made.labels, f).dataobj)
+        for f in (filled, np.zeros_like(filled))
+    )
+    assert with_.shape == full.shape
+    assert ((with_ - without)[full] > 0.4 * look.step).all()
