@@ -52,6 +52,16 @@ def parser() -> argparse.ArgumentParser:
         how, "--output-spaces", nargs="+", metavar="SPACE", help="T2w, MNI152NLin2009aSym or a TemplateFlow identifier"
     )
     _add(how, "--random-seed", type=int, metavar="N", help="seed of everything random (default 0)")
+    cohort = p.add_argument_group("group level")
+    _add(
+        cohort,
+        "--formula",
+        nargs="+",
+        metavar="F",
+        help="regressions, e.g. 'count ~ age + sex + C(site)'; left side: count, rating, severity or a volume",
+    )
+    _add(cohort, "--group-by", nargs="+", metavar="COLUMN", help="split descriptives and frequency maps by these")
+    _add(cohort, "--maps", action=argparse.BooleanOptionalAction, help="make EPVS frequency maps (default)")
     where = p.add_argument_group("resources")
     _add(where, "--nprocs", type=int, metavar="N", help="subjects at a time (default 1)")
     _add(where, "--omp-nthreads", type=int, metavar="N", help="threads in each (default 1)")

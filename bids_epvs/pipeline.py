@@ -258,7 +258,11 @@ def _report(scans: list[Scan], outcomes: list[Outcome], settings: Settings, run:
 
 
 def group(settings: Settings) -> Path:
-    """Tables and report over all finished subjects of the output directory.
+    """Tables, statistics and report over all finished subjects of the output directory.
+
+    1. collect the tables of the participant level, join them with participants.tsv (``group.table``);
+    2. statistics: descriptives, agreement, repeatability, associations, quality, frequency maps (``group.analysis``);
+    3. tables, maps and report.
 
     Returns
     -------
@@ -269,8 +273,10 @@ def group(settings: Settings) -> Path:
     ------
     NothingToDoError
         No subject has been processed.
+    UsageError
+        ``--formula`` or ``--group-by`` names what is not there.
     """
-    from bids_epvs.group import table
+    from bids_epvs.group import analysis, table
     from bids_epvs.report import group as group_report
 
     check(settings)
@@ -282,11 +288,23 @@ def group(settings: Settings) -> Path:
             where=settings.output_dir,
             remedy="Run the participant level first.",
         )
+    logger.info("group: %d session(s) collected", len(collected.wide))
+    found = analysis.analyse(
+        collected,
+        source=settings.bids_dir,
+        root=settings.output_dir,
+        formulas=settings.formula,
+        by=settings.group_by,
+        with_maps=settings.maps,
+        nprocs=settings.nprocs,
+    )
     table.write_tables(collected, settings.output_dir)
+    analysis.save(found, settings.output_dir)
     html = group_report.render(
         collected,
+        found,
         thumbnails=table.thumbnails(settings.output_dir, collected.notes),
-        methods=boilerplate.methods(settings),
+        methods=f"{boilerplate.methods(settings)} {boilerplate.statistics(found)}",
         versions=logs.versions(),
     )
     return write.text(settings.output_dir / "group.html", html)

@@ -243,3 +243,50 @@ class Cohort:
     covariates: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FrequencyMap:
+    """How often EPVS lie in each voxel of the template.
+
+    Attributes
+    ----------
+    model, by, level : str
+        Method; column and value of the persons' group (``all`` and ``all`` for everyone).
+    participants : int
+    raw, smooth : ndarray of float32
+        Share of persons, 0-1, on the 1 mm grid of ICBM152.
+    """
+
+    model: str
+    by: str
+    level: str
+    participants: int
+    raw: np.ndarray
+    smooth: np.ndarray
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Statistics of a cohort; the tables' columns are described in `derivatives.columns`.
+
+    Attributes
+    ----------
+    by, formulas : tuple of str
+        Columns that split the descriptives; regressions that were made.
+    descriptives, agreement, williams, repeatability, associations, quality : DataFrame
+    maps : tuple of FrequencyMap
+    notes : tuple of str
+        What could not be done, in words.
+    """
+
+    by: tuple[str, ...]
+    formulas: tuple[str, ...]
+    descriptives: pd.DataFrame
+    agreement: pd.DataFrame
+    williams: pd.DataFrame
+    repeatability: pd.DataFrame
+    associations: pd.DataFrame
+    quality: pd.DataFrame
+    maps: tuple[FrequencyMap, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -24,6 +24,9 @@ class Settings:
         package (see `weights_of`).
     parameters : mapping
         Parameters of methods that differ from their defaults: in TOML ``[parameters.unet]``, ``flips = true``.
+    formula, group_by, maps
+        Of the group level: regressions; columns of participants.tsv that split descriptives and maps; whether EPVS
+        frequency maps are made.
     min_volume_mm3, max_volume_mm3 : float
         EPVS outside this range of volumes are not counted.
     regions_from : str
@@ -62,6 +65,9 @@ class Settings:
     boilerplate_only: bool = False
     random_seed: int = 0
     verbose: int = 0
+    formula: tuple[str, ...] = ()
+    group_by: tuple[str, ...] = ()
+    maps: bool = True
     min_volume_mm3: float = 0.5
     max_volume_mm3: float = 400.0
     regions_from: str = "network"

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from bids_epvs import __version__
-from bids_epvs.derivatives import paths, write
+from bids_epvs.derivatives import columns, paths, write
 from bids_epvs.inputs.load import load_image
 from bids_epvs.inputs.query import find_segmentation
 from bids_epvs.logs import versions
@@ -292,8 +292,8 @@ def measures(scan: Scan, settings: Settings, model_keys: Mapping[str, str], prep
     common = {"Sources": [paths.bids_uri(anatomy(scan, settings)["regions"], settings.output_dir, "")], write.KEY: key}
     about = write.read_json(paths.sidecar(anatomy(scan, settings)["regions"]))
     extra = {"BrainVolume_mm3": about["BrainVolume_mm3"], "QualityNotes": about["QualityNotes"]}
-    write.table(files["lesions"], pd.concat(rows), meta={**COLUMNS_LESIONS, **common})
-    write.table(files["summary"], pd.concat(summaries), meta={**COLUMNS_SUMMARY, **extra, **common})
+    write.table(files["lesions"], pd.concat(rows), meta={**columns.LESIONS, **common})
+    write.table(files["summary"], pd.concat(summaries), meta={**columns.SUMMARY, **extra, **common})
     return key
 
 
@@ -408,46 +408,3 @@ def report(scans: list[Scan], errors: Mapping[str, str], settings: Settings) -> 
     folder.mkdir(parents=True, exist_ok=True)
     write.text(target, html)
     return True
-
-
-def _column(text: str, units: str | None = None, levels: Mapping[str, str] | None = None) -> dict[str, Any]:
-    out: dict[str, Any] = {"Description": text}
-    if units:
-        out["Units"] = units
-    if levels:
-        out["Levels"] = dict(levels)
-    return out
-
-
-COLUMNS_LESIONS: dict[str, Any] = {
-    "model": _column("method"),
-    "index": _column("value of this EPVS in the instances image"),
-    "region": _column("region that holds most of its voxels; ties go to the lowest index"),
-    "hemisphere": _column("left or right"),
-    **{f"{a}_mm": _column(f"centroid, scanner {a} (RAS)", "mm") for a in "xyz"},
-    **{a: _column("centroid, voxel index in the file of the T2w (or what stands for it), from 0") for a in "ijk"},
-    "volume_mm3": _column("volume", "mm3"),
-    "length_mm": _column("longest path along the skeleton", "mm"),
-    "width_mean_mm": _column("diameter of the cylinder of the same volume and length", "mm"),
-    "width_max_mm": _column("diameter of the largest inscribed ball", "mm"),
-    "linearity": _column("(l1 - l2) / l1 of the principal spreads, 0-1"),
-    **{f"orientation_{a}": _column(f"unit vector of the long axis, scanner {a} (RAS)") for a in "xyz"},
-    "probability": _column("mean response of the method inside (a probability where the method is calibrated)"),
-}
-COLUMNS_SUMMARY: dict[str, Any] = {
-    "model": _column("method"),
-    "region": _column("region"),
-    "hemisphere": _column("left, right or both"),
-    "count": _column("number of EPVS"),
-    "count_low": _column("lower end of the 90 % interval of the count"),
-    "count_high": _column("upper end of the 90 % interval of the count"),
-    "volume_mm3": _column("volume of EPVS", "mm3"),
-    "volume_fraction": _column("volume of EPVS over volume of the region"),
-    "rating": _column("visual grade; for both hemispheres the higher one"),
-    "rating_scale": _column("scale of the rating"),
-    **{f"p_{k}": _column(f"probability of grade {k}") for k in range(5)},
-    "slice": _column("axial slice with the most EPVS, from 0 at the bottom"),
-    "slice_count": _column("EPVS in that slice"),
-    "adams_count": _column("EPVS in the slice, or structure, that Adams' protocol names"),
-    "region_volume_mm3": _column("volume of the region", "mm3"),
-}

@@ -26,7 +26,7 @@ IGNORED = (
     "sub-*/figures",
     "CITATION.bib",
     "logs/",
-    "group_epvs*",
+    "group_*",
 )
 """Lines of ``.bidsignore``: what BIDS does not define."""
 
@@ -85,6 +85,21 @@ def report(root: Path, subject: str) -> Path:
 def figures(root: Path, subject: str) -> Path:
     """``OUT/sub-01/figures``."""
     return root / f"sub-{subject}" / "figures"
+
+
+def group_map(root: Path, desc: str, *, space: str, by: str, level: str) -> Path:
+    """``OUT/group_[sex-F_]space-<space>_desc-<desc>_frequency.nii.gz``; what BIDS labels cannot hold is left out.
+
+    >>> group_map(Path(), "unet", space="MNI", by="site", level="St. Mary").name
+    'group_site-StMary_space-MNI_desc-unet_frequency.nii.gz'
+    """
+    own = "" if by == "all" else f"{label(by)}-{label(level)}_"
+    return root / f"group_{own}space-{space}_desc-{desc}_frequency.nii.gz"
+
+
+def label(text: str) -> str:
+    """Letters and digits of a text."""
+    return re.sub("[^A-Za-z0-9]", "", text)
 
 
 def bids_uri(path: Path, dataset: Path, link: str) -> str:

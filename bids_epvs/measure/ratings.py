@@ -23,6 +23,12 @@ SUMMARY_COLUMNS = [
     *("slice", "slice_count", "adams_count", "region_volume_mm3"),
 ]
 GRADES = 5
+GRADED = ("BasalGanglia", "CentrumSemiovale")
+"""Regions that Potter's scale grades from 0 to 4."""
+SEVERITY = "Severity"
+"""Rating scale of two values: 0 none or mild, 1 moderate to severe."""
+SEVERE_GRADE = 2
+"""Potter grade from which EPVS are moderate to severe (more than ten in the fullest slice)."""
 _ADAMS_SLICE = {"BasalGanglia": "anterior_commissure", "CentrumSemiovale": "adams_cso"}
 
 
@@ -65,9 +71,19 @@ def potter(count: int, region: str) -> int | None:
     """
     if region == "Midbrain":
         return int(count > 0)
-    if region not in ("BasalGanglia", "CentrumSemiovale"):
+    if region not in GRADED:
         return None
     return int(np.searchsorted([0, 10, 20, 40], count, side="left"))
+
+
+def severe(table: pd.DataFrame) -> pd.Series:
+    """0 none or mild, 1 moderate to severe, for each row of a summary; nan where no scale says so.
+
+    Potter's scale of the midbrain (none, some) does not.
+    """
+    graded = (table["rating_scale"] != SEVERITY) & table["region"].isin(GRADED) & table["rating"].notna()
+    own = table["rating"].where(table["rating_scale"] == SEVERITY)
+    return own.where(~graded, (table["rating"] >= SEVERE_GRADE).astype(float))
 
 
 def slice_counts(labels: np.ndarray, indices: np.ndarray) -> np.ndarray:

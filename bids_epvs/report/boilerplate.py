@@ -6,6 +6,7 @@ from importlib.resources import files
 
 from bids_epvs import __version__
 from bids_epvs.models import MODELS, load
+from bids_epvs.records import Analysis
 from bids_epvs.settings import Settings
 
 REFERENCES = (
@@ -45,6 +46,30 @@ def methods(settings: Settings) -> str:
         f"region and hemisphere holding most of its voxels. Ratings follow Potter et al. and counts in named slices "
         f"Adams et al. For research use; the methods have not been validated on labelled scans."
     )
+
+
+_STATISTICS = {
+    "agreement": "Agreement between methods and raters is given as ICC(2,1) (Shrout & Fleiss 1979), Lin's concordance "
+    "correlation, bias with limits of agreement (Bland & Altman 1986), and for grades as quadratically weighted kappa "
+    "and Gwet's AC2 with ordinal weights, from one session of each person.",
+    "williams": "Correlations of two methods with the same rater were compared with Williams' test.",
+    "repeatability": "Repeatability is the ICC(1,1) and the smallest detectable change of the first two sessions.",
+}
+
+
+def statistics(analysis: Analysis) -> str:
+    """Paragraph on the statistics of the group level, only what was done."""
+    said = [text for name, text in _STATISTICS.items() if len(getattr(analysis, name))]
+    kinds = [k for k in analysis.associations["regression"].dropna().unique()]
+    if kinds:
+        said.append(
+            f"Associations ({'; '.join(analysis.formulas)}) were estimated in every region by {', '.join(kinds)} "
+            "regression (statsmodels; counts with the logarithm of the region's volume as offset), with t intervals; p "
+            "values were corrected over regions for the false discovery rate (Benjamini & Hochberg 1995)."
+        )
+    if analysis.maps:
+        said.append("EPVS frequency maps were averaged over persons in ICBM152 2009a symmetric space.")
+    return " ".join(said)
 
 
 def bibliography() -> str:

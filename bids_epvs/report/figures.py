@@ -209,3 +209,32 @@ def region_view(mask: np.ndarray, index: int, margin: int = 20) -> tuple[slice, 
     part = np.zeros_like(mask)
     part[:, :, index] = mask[:, :, index]
     return _view(bounding_box(part if part.any() else mask, margin), 2, mask.shape)
+
+
+def heat(
+    base: np.ndarray, share: np.ndarray, *, top: float, slices: Sequence[int], width: int = 150, columns: int = 6
+) -> np.ndarray:
+    """Axial slices of a brain with a map in the colours of ``inferno`` over it (RGB).
+
+    Parameters
+    ----------
+    base, share : ndarray
+        (X, Y, Z), isotropic; `share` is transparent below a twentieth of `top`.
+    top : float
+        Value of the brightest colour.
+    slices : sequence of int
+    """
+    from matplotlib import colormaps
+
+    box = _view(bounding_box(base > base.max() * 0.1, 3), 2, base.shape)
+    limits = window(base, base > base.max() * 0.1)
+    made = []
+    for index in slices:
+        below, part = plane(base, 2, index)[box], plane(share, 2, index)[box]
+        size = (round(width * below.shape[0] / below.shape[1]), width)
+        level = scaled(np.clip(part / top, 0, 1).astype(np.float32), size, smooth=False)
+        overlay = colormaps["inferno"](0.25 + 0.75 * level, bytes=True)
+        overlay[..., 3] = np.where(level > 0.05, 205, 0)
+        grey_part = scaled(grey(below, limits), size, smooth=True)
+        made.append(blended(grey_part, np.ascontiguousarray(overlay)))
+    return grid(made, columns)

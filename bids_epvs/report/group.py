@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
 from bids_epvs.models import load
 from bids_epvs.prepare.regions import NAMES
-from bids_epvs.records import Cohort
-from bids_epvs.report import plots
+from bids_epvs.records import Analysis, Cohort
+from bids_epvs.report import plots, statistics
 from bids_epvs.report.subject import environment
+from bids_epvs.report.wording import records
 
 COVARIATES_SHOWN = 4
 """Columns of participants.tsv shown in the page; the TSV has them all."""
+SHEET = 200
+"""Pictures of the contact sheet: with more the page would be too large; those to be checked come first."""
 
 
-def render(cohort: Cohort, *, thumbnails: Mapping[str, bytes], methods: str, versions: Mapping[str, str]) -> str:
+def render(
+    cohort: Cohort,
+    analysis: Analysis,
+    *,
+    thumbnails: Mapping[str, bytes],
+    methods: str,
+    versions: Mapping[str, str],
+) -> str:
     """The page.
 
     Parameters
     ----------
     cohort : Cohort
+    analysis : Analysis
     thumbnails : mapping
         JPEG of each session by label, for the contact sheet; sessions without one are left out of it.
     methods : str
@@ -40,11 +53,12 @@ def render(cohort: Cohort, *, thumbnails: Mapping[str, bytes], methods: str, ver
             n_sessions=len(cohort.wide),
             n_subjects=cohort.wide["participant_id"].nunique() if len(cohort.wide) else 0,
             failures=cohort.failures,
-            warned=[(label, notes) for label, notes in cohort.notes.items() if notes],
-            sheet=[
-                (label, report_link(label), _uri(thumbnails[label])) for label in cohort.notes if label in thumbnails
-            ],
-            link=report_link,
+            parts=statistics.parts(cohort, analysis),
+            notes=analysis.notes,
+            quality=_quality(analysis.quality),
+            verdicts=analysis.quality["verdict"].value_counts().to_dict(),
+            sheet=[(label, report_link(label), _uri(thumbnails[label])) for label in to_show(analysis, thumbnails)],
+            hidden=max(0, len(thumbnails) - SHEET),
             methods=methods,
             versions=versions,
         )
@@ -60,6 +74,40 @@ def report_link(label: str) -> str:
     return f"{label.split('_')[0]}.html#{label}"
 
 
+def to_show(analysis: Analysis, thumbnails: Mapping[str, bytes]) -> list[str]:
+    """Labels of the contact sheet: all, or the first `SHEET`, those to be checked before the others."""
+    labels = [label for label in _labels(analysis.quality) if label in thumbnails]
+    if len(labels) <= SHEET:
+        return labels
+    verdict = dict(zip(_labels(analysis.quality), analysis.quality["verdict"], strict=True))
+    return sorted(sorted(labels, key=lambda label: verdict[label] != "check")[:SHEET])
+
+
+def _labels(table: pd.DataFrame) -> list[str]:
+    """``sub-01_ses-1`` of each row."""
+    names = [c for c in ("participant_id", "session_id") if c in table]
+    return ["_".join(v for v in row if isinstance(v, str)) for row in table[names].itertuples(index=False)]
+
+
+def payload(header: list[tuple[str, str]], rows: list[list[Any]]) -> Markup:
+    """A table for the script of the page, as JSON that cannot end its element; rows begin with label and link."""
+    text = json.dumps({"header": header, "rows": rows}, separators=(",", ":"), ensure_ascii=False)
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def _quality(table: pd.DataFrame) -> Markup:
+    """The table of `stats.quality`, sessions to look at first."""
+    names = ["verdict", "largest_z", "outliers", "disagreements", "missing_regions", "warnings", "reason"]
+    header = [("session", "link to the report"), *((n.replace("_", " "), "") for n in names)]
+    order = table["verdict"].map({"failed": 0, "check": 1, "ok": 2}).sort_values(kind="stable").index
+    sorted_table = table.loc[order]
+    rows = [
+        [label, report_link(label), *(cell(row[n], empty="") for n in names)]
+        for label, (_, row) in zip(_labels(sorted_table), sorted_table.iterrows(), strict=True)
+    ]
+    return payload(header, rows)
+
+
 def _uri(content: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
 
@@ -70,53 +118,49 @@ def _section(cohort: Cohort, model: str) -> dict[str, Any]:
     shown = [n for n in NAMES if n in set(own["region"])]
     counts = {n: own.loc[own["region"] == n, "count"].dropna().to_numpy(float) for n in shown}
     volumes = {n: own.loc[own["region"] == n, "volume_mm3"].dropna().to_numpy(float) for n in shown}
+    rated = {n for n in shown if own.loc[own["region"] == n, "rating"].notna().any()}
     return {
         "spec": load(model),
-        "header": _header(cohort, shown),
-        "rows": [_row(cohort, row, model, shown) for _, row in cohort.wide.iterrows()],
+        "table": payload(
+            _header(cohort, shown, rated),
+            [_row(cohort, r, model, shown, rated) for r in records(cohort.wide)],
+        ),
         "counts": plots.distributions(counts, "EPVS count"),
         "volumes": plots.distributions(volumes, "EPVS volume (mm³)"),
     }
 
 
-def _header(cohort: Cohort, regions: list[str]) -> list[tuple[str, str]]:
+def _header(cohort: Cohort, regions: list[str], rated: set[str]) -> list[tuple[str, str]]:
     """(text, title) of each column."""
     out = [("session", "link to the report")]
     out += [(c, "from the dataset") for c in cohort.covariates[:COVARIATES_SHOWN]]
     for name in regions:
         out.append((name, f"EPVS in the {name}, both hemispheres"))
-        if _rated(cohort, name):
+        if name in rated:
             out.append((f"{name} grade", "Potter grade of the fuller hemisphere"))
     return [*out, ("all", "EPVS in all regions"), ("mm³", "volume of EPVS"), ("warnings", "quality warnings")]
 
 
-def _rated(cohort: Cohort, region: str) -> bool:
-    """Whether any session has a grade of the region."""
-    own = cohort.long[cohort.long["region"] == region]
-    return bool(own["rating"].notna().any())
-
-
-def _row(cohort: Cohort, row: pd.Series, model: str, regions: list[str]) -> dict[str, Any]:
-    """Label and cells of one session, in the order of `_header`."""
+def _row(cohort: Cohort, row: Mapping[str, Any], model: str, regions: list[str], rated: set[str]) -> list[Any]:
+    """Label, link and cells of one session, in the order of `_header`."""
     label = "_".join(str(row[c]) for c in ("participant_id", "session_id") if c in row)
     cells: list[Any] = [row[c] for c in cohort.covariates[:COVARIATES_SHOWN]]
     for name in regions:
         cells.append(row.get(f"{model}_{name}_count"))
-        rating = f"{model}_{name}_rating"
-        if _rated(cohort, name):
-            cells.append(row.get(rating))
+        if name in rated:
+            cells.append(row.get(f"{model}_{name}_rating"))
     cells += [row.get(f"{model}_count"), row.get(f"{model}_volume_mm3"), row["quality_warnings"]]
-    return {"label": label, "cells": [cell(v) for v in cells]}
+    return [label, report_link(label), *(cell(v) for v in cells)]
 
 
-def cell(value: Any) -> str:
+def cell(value: Any, *, empty: str = "n/a") -> str:
     """A table cell: whole numbers without decimals, others with at most two, n/a where missing.
 
     >>> [cell(v) for v in (3.0, 2.345, "F", float("nan"))]
     ['3', '2.35', 'F', 'n/a']
     """
     if value is None or pd.isna(value):
-        return "n/a"
+        return empty
     if isinstance(value, str):
         return value
     number = float(value)

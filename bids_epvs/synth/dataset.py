@@ -131,7 +131,7 @@ def one_subject(plan: Plan, number: int) -> tuple[dict[str, Any], dict[str, Any]
     found = truth(made, first.spacing)
     write_truth(plan.out / "derivatives" / "truth", scan, found, link=f"bids:raw:sub-{scan.subject}/anat/")
     ids = {"participant_id": f"sub-{scan.subject}"}
-    return {**ids, "age": age, "sex": sex}, {**ids, **wide_row(found.summary)}
+    return {**ids, "age": age, "sex": sex}, {**ids, **wide_row(found.summary.to_dict("records"))}
 
 
 AGES: Mapping[str, tuple[int, int]] = {"low": (45, 60), "mid": (55, 75), "high": (65, 91), "elderly": (70, 95)}

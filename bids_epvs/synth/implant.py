@@ -108,7 +108,7 @@ def one_session(rng: np.random.Generator, scan: Scan, source: Path, out: Path, b
     relative = scan.files["T2w"].relative_to(source).parent.as_posix()
     write_truth(out / "derivatives" / "truth", scan, known, link=f"bids:raw:{relative}/")
     ids = {"participant_id": f"sub-{scan.subject}"} | ({"session_id": f"ses-{scan.session}"} if scan.session else {})
-    return {**ids, **wide_row(known.summary)}
+    return {**ids, **wide_row(known.summary.to_dict("records"))}
 
 
 def working_head(found: Result) -> tuple[Anatomy, np.ndarray]:

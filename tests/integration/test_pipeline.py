@@ -20,6 +20,7 @@ import pytest
 from bids_epvs import pipeline
 from bids_epvs.cli import main, run, settings_from
 from bids_epvs.derivatives import paths
+from bids_epvs.errors import UsageError
 from bids_epvs.models import MODELS
 from bids_epvs.prepare.regions import NAMES
 
@@ -56,8 +57,12 @@ def test_every_promised_file_is_there(finished):
             "group_epvs.tsv",
             "group_epvs.json",
             "group.html",
+            "group_epvs_long.tsv",
+            "group_qc.tsv",
         ),
         *("sub-01.html", "sub-02.html"),
+        *(f"group_{name}.tsv" for name in ("descriptives", "agreement", "repeatability", "associations")),
+        *(f"group_space-MNI152NLin2009aSym_desc-{m}_frequency.nii.gz" for m in MODELS),
     }
     assert expected <= {p.name for p in finished.iterdir()}
     folder = finished / "sub-01" / "anat"
@@ -218,9 +223,37 @@ def test_group_report_links_and_lists(finished):
         if anchor:
             assert anchor in Page(where.read_text()).ids
     assert page.tags.count("svg") >= 2
-    assert sum(s.startswith("data:image/jpeg") for s in page.sources) == 2
+    pictures = sum(s.startswith("data:image/jpeg") for s in page.sources)
+    assert pictures == 2 + len(MODELS)  # a thumbnail a session, a frequency map a method
     table = pd.read_csv(finished / "group_epvs.tsv", sep="\t")
     assert len(table) == 2 and {"age", "sex", "frangi_BasalGanglia_count"} <= set(table)
+    long = pd.read_csv(finished / "group_epvs_long.tsv", sep="\t")
+    both = long[(long["hemisphere"] == "both") & (long["model"] == "frangi")]
+    assert both.groupby("participant_id")["count"].sum().tolist() == table["frangi_count"].tolist()
+
+
+def test_the_frequency_map_lies_inside_the_brain_of_the_template(finished):
+    from bids_epvs.prepare.template import icbm152
+
+    image = nib.load(finished / "group_space-MNI152NLin2009aSym_desc-frangi_frequency.nii.gz")
+    share = image.get_fdata()
+    assert set(np.unique(share)) <= {0.0, 0.5, 1.0}
+    assert (share > 0).sum() > 100
+    inside = np.asarray(icbm152("T1w").dataobj) > 0
+    assert inside[share > 0].mean() > 0.95
+
+
+def test_group_options(finished, simulated, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    assert go(simulated, out, "--no-maps", "--group-by", "sex", "--formula", "count ~ age", level="group") == 0
+    assert not list(out.glob("group_*_frequency.nii.gz"))
+    assert "at least 10 needed" in (out / "group_associations.tsv").read_text()
+    assert "sex" in set(pd.read_csv(out / "group_descriptives.tsv", sep="\t")["by"])
+    with pytest.raises(UsageError, match="no column shoe"):
+        go(simulated, out, "--group-by", "shoe", level="group")
+    with pytest.raises(UsageError, match="cannot be evaluated"):
+        go(simulated, out, "--formula", "count ~ shoe", level="group")
 
 
 def test_reports_only_rebuilds_the_page(finished, simulated, quick, tmp_path):
@@ -282,9 +315,11 @@ def test_storage_of_the_input_changes_no_number(finished, simulated, quick, tmp_
 def test_processes_and_order_change_nothing(finished, simulated, quick, tmp_path):
     out = tmp_path / "out"
     assert go(simulated, out, "--config-file", quick, "--nprocs", "2") == 0
-    skip = {"group.html", "group_epvs.tsv", "group_epvs.json", "dataset_description.json"}
-    a, b = digests(finished), digests(out)
-    assert {k: v for k, v in a.items() if k not in skip} == {k: v for k, v in b.items() if k not in skip}
+    a, b = (
+        {k: v for k, v in digests(d).items() if not k.startswith("group") and k != "dataset_description.json"}
+        for d in (finished, out)
+    )
+    assert a == b
 
 
 def test_chromium_shows_the_report(finished, tmp_path):
@@ -319,7 +354,7 @@ def test_a_real_clinical_scan(real_data, tmp_path):
     volume = np.asarray(brain.dataobj).sum() * np.prod(brain.header.get_zooms()) / 1000
     assert 1000 < volume < 1900
     summary = pd.read_csv(folder / "sub-03_ses-1_desc-summary_epvs.tsv", sep="\t")
-    sizes = summary.query("method == 'unet'").pivot(index="region", columns="hemisphere", values="region_volume_mm3")
+    sizes = summary.query("model == 'unet'").pivot(index="region", columns="hemisphere", values="region_volume_mm3")
     np.testing.assert_allclose(sizes["left"] / sizes["right"], 1, atol=0.25)
     assert 4000 < sizes.loc["Hippocampus", "both"] < 12000
     assert 20000 < sizes.loc["BasalGanglia", "both"] < 60000
