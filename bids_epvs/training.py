@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,13 @@ def parser() -> argparse.ArgumentParser:
         "SOURCE is then the output of bids_epvs at the participant level",
     )
     one.add_argument("--cv", metavar="K", help="with --truth: folds by subject, each held out once; 'loo' for one each")
+    for name, text in (("cnn", "plain"), ("gpunet", "with a map of where they are")):
+        one = which.add_parser(
+            name,
+            help=f"number of EPVS in a region, {text}",
+            description=f"Simulate T2w scans and train the network that counts the EPVS of a region. {_RESUMES}",
+        )
+        _common(one, examples=(120, "two scans each"), judges=12, steps=5000, batch=(4, "blocks of regions"), rate=3e-3)
     return p
 
 
@@ -102,7 +110,11 @@ def train(args: argparse.Namespace) -> None:
 
 
 def _learn(
-    args: argparse.Namespace, out: Path, learn: Callable[..., None], packaged: Weights, about: Mapping[str, object]
+    args: argparse.Namespace,
+    out: Path,
+    learn: Callable[..., None],
+    packaged: Weights | None,
+    about: Mapping[str, object],
 ) -> None:
     """Train on ``out/examples``, judge on ``out/held-out``."""
     from bids_epvs.train import loop
@@ -172,25 +184,38 @@ def subjects(args: argparse.Namespace) -> tuple[Mapping[str, Path], Mapping[str,
     return heads, {s: every[s] for s in args.held_out}
 
 
-def parts(model: str) -> tuple[Callable[..., None], Callable[..., None], Weights]:
-    """What simulates the examples of a network, what trains it, and its packaged weights."""
+def parts(model: str) -> tuple[Callable[..., None], Callable[..., None], Weights | None]:
+    """What simulates the examples of a network, what trains it, and its packaged weights (None: it has none)."""
     # keras is imported by bids_epvs.train, after main has chosen its backend
     if model == "parcellation":
         from bids_epvs.synth import parcels
         from bids_epvs.train import parcellation
 
         return parcels.generate, parcellation.train, parcellation.parcellation.WEIGHTS
+    if model in ("cnn", "gpunet"):
+        from bids_epvs.synth import counts
+        from bids_epvs.train import count
+
+        return counts.generate, partial(count.train, model=model), None
     from bids_epvs.synth import volumes
     from bids_epvs.train import unet
 
     return volumes.generate, unet.train, unet.unet.WEIGHTS
 
 
-def initial(given: str | None, packaged: Weights) -> Path | None:
-    """The file that ``--init`` means."""
+def initial(given: str | None, packaged: Weights | None) -> Path | None:
+    """The file that ``--init`` means.
+
+    Raises
+    ------
+    UsageError
+        ``shipped``, for a network that has no packaged weights.
+    """
     from bids_epvs.models import weights
 
-    return weights.shipped(packaged) if given == "shipped" else Path(given) if given else None
+    if given == "shipped" and packaged is None:
+        raise UsageError("this network has no packaged weights yet.", where="--init", remedy="Name a file.")
+    return weights.shipped(packaged) if given == "shipped" and packaged else Path(given) if given else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -39,7 +39,7 @@ RESIDUAL_BIAS = 0.35
 RESIDUAL_MM = 0.25
 """Standard deviation of what registration between sequences leaves undone, along each axis."""
 _CEREBRUM = (2, 41, 3, 42)
-_BRAIN = [i for i, e in ATLAS_LABELS.items() if e.brain]
+BRAIN = [i for i, e in ATLAS_LABELS.items() if e.brain]
 
 
 def near_brain(head: Anatomy, margin_mm: float = 12.0) -> Anatomy:
@@ -50,7 +50,7 @@ def near_brain(head: Anatomy, margin_mm: float = 12.0) -> Anatomy:
 
 
 @lru_cache(maxsize=2)
-def _head(path: Path) -> Anatomy:
+def fine_head(path: Path) -> Anatomy:
     return anatomy.refined(near_brain(anatomy.read_labelmap(path)), FINE_MM)
 
 
@@ -105,7 +105,7 @@ def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
     grid = nib.Nifti1Image(np.broadcast_to(np.uint8(0), shape), affine)
     strength = float(rng.uniform(0.5, 1.0))
     found = labels_on(made, grid)
-    brain = ndimage.binary_opening(np.isin(found, _BRAIN))
+    brain = ndimage.binary_opening(np.isin(found, BRAIN))
     regions = np.where(brain, made.regions_on(first.spacing), 0).astype(np.uint8)
     white = np.isin(regions, WHITE_MATTER)
     images = {name: sequence(rng, made, name, first, grid, strength) for name in unet.SEQUENCES}
@@ -146,7 +146,7 @@ def write_examples(task: Task) -> None:
     rng = task.rng()
     burden = str(rng.choice(list(BURDENS), p=list(BURDENS.values())))
     age = float(rng.uniform(45, 92))
-    made = scene.build(rng, _head(task.head), burden=burden, age=age, fine_mm=FINE_MM)
+    made = scene.build(rng, fine_head(task.head), burden=burden, age=age, fine_mm=FINE_MM)
     for kind, path in targets(task).items():
         write.arrays(path, example(rng, made, kind), compressed=False)
 

@@ -53,7 +53,7 @@ def test_the_head_is_cut_around_the_brain():
 
 def test_examples_are_made_once(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(volumes, "_head", lambda _: None)
+    monkeypatch.setattr(volumes, "fine_head", lambda _: None)
     monkeypatch.setattr(scene, "build", lambda rng, *_, **__: rng.random())
     monkeypatch.setattr(volumes, "example", lambda _, scene_, kind: made.append((scene_, kind)) or {"x": scene_})
     task = volumes.Task((tmp_path,), tmp_path, 1, 3)

@@ -1,0 +1,229 @@
+"""Train the counting networks from images of regions and one number each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from scipy import stats
+
+from bids_epvs.measure import agreement
+from bids_epvs.models import count, gpunet
+from bids_epvs.prepare.regions import REGIONS
+from bids_epvs.train import loop
+
+BLOCK = (64, 64, 32)
+"""Voxels of a training block."""
+OFTEN = {"BasalGanglia": 0.35, "CentrumSemiovale": 0.4, "Hippocampus": 0.15, "Midbrain": 0.1}
+"""How often a block is cut out of each region."""
+PART = 0.5
+"""Share of blocks of which only what lies on one side of a random plane is counted."""
+THICK_MM = 1.5
+"""Slices farther apart than this are judged apart."""
+BUILD: Mapping[str, Callable[..., keras.Model]] = {"cnn": count.build, "gpunet": gpunet.build}
+
+
+@dataclass(frozen=True)
+class Region:
+    """One region of one hemisphere in memory.
+
+    Attributes
+    ----------
+    name : str
+    slice_mm : float
+    image : ndarray of uint8
+        `crops.Crop.image`, -0.5 to 2 over 0-255.
+    soft : ndarray of uint8
+        `crops.Crop.soft`, 255 = 1.
+    mask : ndarray of bool
+    at, share : ndarray
+        Points of EPVS and the part of one EPVS that each stands for.
+    """
+
+    name: str
+    slice_mm: float
+    image: np.ndarray
+    soft: np.ndarray
+    mask: np.ndarray
+    at: np.ndarray
+    share: np.ndarray
+
+    @property
+    def total(self) -> float:
+        """Number of EPVS."""
+        return float(self.share.sum())
+
+
+def read(path: Path) -> dict[int, Region]:
+    """The regions of an example, by index of `REGIONS`."""
+    with np.load(path) as stored:
+        names = [int(n.removeprefix("image_")) for n in stored.files if n.startswith("image_")]
+        slice_mm = float(stored["spacing"][2])
+        return {
+            k: Region(
+                REGIONS[k].name,
+                slice_mm,
+                *(stored[f"{part}_{k}"] for part in ("image", "soft", "mask", "at", "share")),
+            )
+            for k in names
+        }
+
+
+@lru_cache(maxsize=64)
+def _kept(path: Path) -> dict[int, Region]:
+    return read(path)
+
+
+class Examples(loop.Folder):
+    """Random blocks of random regions of random examples, each with its number of EPVS."""
+
+    def __getitem__(self, index: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+        rng = self.rng(index)
+        drawn = [self._draw(rng) for _ in range(self.batch)]
+        image, mask, told, number = (np.stack(part) for part in zip(*drawn, strict=True))
+        return (image, mask, told), number
+
+    def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """One block; the files of an epoch are a window that moves over the folder, so that few are read at a time."""
+        window = min(len(self.files), 48)
+        path = self.files[(self.epoch * 16 + int(rng.integers(window))) % len(self.files)]
+        found = _kept(path)
+        names = [found[k].name for k in found]
+        often = np.array([OFTEN[n] for n in names])
+        chosen = list(found.values())[int(rng.choice(len(names), p=often / often.sum()))]
+        return block(rng, chosen)
+
+
+def block(rng: np.random.Generator, region: Region, size: tuple[int, int, int] = BLOCK) -> tuple[np.ndarray, ...]:
+    """A block of a region: image (X, Y, Z, 1), mask, marks, number of EPVS (1,).
+
+    A region larger than the block is cut around one of its voxels; a smaller one is padded with 0.
+    """
+    shape = np.array(region.image.shape)
+    inside = np.argwhere(region.mask[::4, ::4, ::4]) * 4
+    centre = inside[rng.integers(len(inside))] if len(inside) else shape // 2
+    room = np.maximum(shape - size, 0)
+    low = np.clip(centre - np.array(size) // 2 + rng.integers(-16, 17, 3), 0, room)
+    high = np.minimum(low + size, shape)
+    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    mask: np.ndarray = region.mask[box].astype(np.float32)
+    if rng.random() < PART:
+        mask *= _half(rng, mask.shape)
+    at = region.at.astype(int) - low
+    known = ((at >= 0) & (at < high - low)).all(axis=1)
+    at, share = at[known], region.share[known]
+    number = float((share * mask[tuple(at.T)]).sum())
+    image = _varied(rng, region.image[box]) * (region.soft[box] / np.float32(255))
+    pad = [(0, s - n) for s, n in zip(size, mask.shape, strict=True)]
+    flip = tuple(slice(None, None, -1) if rng.random() < 0.5 else slice(None) for _ in range(3))
+    image, mask = (np.pad(a, pad)[flip][..., None].astype(np.float32) for a in (image, mask))
+    return image, mask, count.marks(region.name, region.slice_mm), np.array([number], np.float32)
+
+
+def _half(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """1 on one side of a random plane through the middle half of a block."""
+    normal = rng.normal(size=3)
+    normal /= np.linalg.norm(normal)
+    point = np.array(shape) * rng.uniform(0.25, 0.75, 3)
+    grid = np.ogrid[tuple(slice(0, n) for n in shape)]
+    away = sum(g * n for g, n in zip(grid, normal, strict=True)) - point @ normal
+    return (away > 0).astype(np.float32)
+
+
+def _varied(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Intensities with a random scale, offset, exponent and noise."""
+    out = image.astype(np.float32) / 255 * 2.5 - 0.5
+    out = np.sign(out) * np.abs(out) ** np.float32(np.exp(rng.normal(0, 0.12)))
+    out = out * np.float32(np.exp(rng.normal(0, 0.08))) + np.float32(rng.normal(0, 0.03))
+    return out + rng.standard_normal(out.shape, dtype=np.float32) * np.float32(rng.uniform(0, 0.03))
+
+
+def loss(target: Any, density: Any) -> Any:
+    """Four times the mean squared difference of the square roots of counts (plus 3/8).
+
+    The square root makes the spread of counts independent of their size (Anscombe 1948, doi:10.1093/biomet/35.3-4.246);
+    the paper's squared error lets the fullest regions decide.
+    """
+    from keras import ops
+
+    found = ops.sum(density, axis=(1, 2, 3, 4))
+    wanted = ops.cast(ops.reshape(target, (-1,)), found.dtype)
+    return 4 * ops.mean(ops.square(ops.sqrt(found + 0.375) - ops.sqrt(wanted + 0.375)))
+
+
+def counted(model: keras.Model, region: Region) -> float:
+    """Number of EPVS that a network finds in a whole region."""
+    pad = [(0, -n % count.MULTIPLE) for n in region.image.shape]
+    image = (region.image / np.float32(255) * np.float32(2.5) - np.float32(0.5)) * (region.soft / np.float32(255))
+    seen, mask = (np.pad(a.astype(np.float32), pad)[None, ..., None] for a in (image, region.mask))
+    told = count.marks(region.name, region.slice_mm)[None]
+    return float(np.asarray(model.predict_on_batch([seen, mask, told])).sum())
+
+
+def pairs(model: keras.Model, files: list[Path]) -> dict[tuple[str, str], np.ndarray]:
+    """(region, ``thin`` or ``thick``) -> (n, 2) true and estimated number of each hemisphere."""
+    out: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for path in files:
+        for region in read(path).values():
+            kind = "thick" if region.slice_mm > THICK_MM else "thin"
+            out.setdefault((region.name, kind), []).append((region.total, counted(model, region)))
+    return {key: np.array(value) for key, value in sorted(out.items())}
+
+
+def figures(model: keras.Model, files: list[Path]) -> dict[str, float]:
+    """ICC, Pearson's r and mean absolute error of each region and kind of slice; the first is the mean ICC."""
+    each: dict[str, float] = {}
+    for (name, kind), found in pairs(model, files).items():
+        varies = len(found) > 2 and np.ptp(found, axis=0).min() > 0
+        each[f"icc_{name}_{kind}"] = agreement.icc(found).value if varies else np.nan
+        each[f"r_{name}_{kind}"] = float(stats.pearsonr(*found.T).statistic) if varies else np.nan
+        each[f"mae_{name}_{kind}"] = float(np.abs(found[:, 0] - found[:, 1]).mean())
+    return {"icc": float(np.nanmean([v for k, v in each.items() if k.startswith("icc")])), **each}
+
+
+def calibrate(model: keras.Model, files: list[Path]) -> dict[str, Any]:
+    """Spread of square roots of counts by region and kind of slice, and a factor without bias: for intervals."""
+    out: dict[str, Any] = {}
+    for (name, kind), found in pairs(model, files).items():
+        true, made = found.T
+        factor = float(true.sum() / max(made.sum(), 1e-6)) if true.sum() else 1.0
+        error = np.sqrt(made * factor + 0.375) - np.sqrt(true + 0.375)
+        spread = float(np.sqrt((error**2).mean()))
+        out.setdefault(kind, {})[name] = {"factor": round(factor, 4), "spread": round(spread, 4), "n": len(found)}
+    return out
+
+
+def train(
+    examples: Path,
+    held_out: Path,
+    out: Path,
+    schedule: loop.Schedule,
+    *,
+    model: str,
+    batch: int = 4,
+    widths: tuple[int, ...] | None = None,
+    init: Path | None = None,
+    about: Mapping[str, object] | None = None,
+) -> None:
+    """Train `cnn` or `gpunet` on one folder of examples, judge and calibrate on another; see `loop.fit`."""
+    keras.utils.set_random_seed(schedule.seed)
+    network, architecture = loop.started(BUILD[model], count.WIDTHS, widths, init)
+    data = Examples(examples, steps=schedule.epoch, batch=batch, seed=schedule.seed)
+    files = sorted(held_out.glob("example-*.npz"))
+    loop.fit(
+        network,
+        data,
+        loss,
+        schedule,
+        out=out,
+        figures=lambda m: figures(m, files),
+        architecture=architecture,
+        judge_every=2,
+        calibrate=lambda m: calibrate(m, files),
+        about=about,
+    )

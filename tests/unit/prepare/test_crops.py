@@ -1,0 +1,65 @@
+"""Regions cut out of a scan and results brought back to it."""
+
+import numpy as np
+import pytest
+
+from bids_epvs.prepare import crops
+
+
+def blob(shape, centre, radius, spacing):
+    grid = np.stack(np.meshgrid(*[np.arange(n) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij"), -1)
+    return np.linalg.norm(grid - np.array(centre) * spacing, axis=-1) <= radius
+
+
+@pytest.mark.parametrize("spacing", [(0.45, 0.45, 5.0), (0.9, 0.8, 1.1), (0.5, 0.5, 0.8)])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_region_keeps_its_volume_and_place(spacing, mirrored, rng):
+    shape = tuple(round(60 / s) for s in spacing)
+    region = blob(shape, np.array(shape) * [0.4, 0.6, 0.5], 13.0, spacing)
+    image = (100 + 50 * region + rng.normal(0, 1, shape)).astype(np.float32)
+    made = crops.crop(image, region, spacing, mirrored=mirrored)
+    assert made.mask.sum() * np.prod(crops.SPACING_MM) == pytest.approx(region.sum() * np.prod(spacing), rel=0.05)
+    assert np.median(made.image[made.mask]) > 0.8
+    assert made.soft[made.mask].min() > 0.9
+    outside = made.soft[~made.mask & (made.soft < 0.01)]
+    assert outside.size > 0
+    returned = crops.back(made.mask.astype(np.float32), made, shape)
+    a, b = (np.argwhere(m).mean(axis=0) * spacing for m in (returned > 0.5, region))
+    assert np.abs(a - b).max() < 0.3, "mm"
+    overlap = 2 * ((returned > 0.5) & region).sum() / ((returned > 0.5).sum() + region.sum())
+    assert overlap > 0.93
+
+
+def test_mirroring_is_undone():
+    shape, spacing = (40, 30, 12), (0.6, 0.6, 3.0)
+    region = blob(shape, (14, 15, 6), 6.0, spacing)
+    image = np.where(np.arange(40)[:, None, None] < 14, 1.0, 2.0) * np.ones(shape)
+    made = {m: crops.crop(image.astype(np.float32), region, spacing, mirrored=m) for m in (False, True)}
+    assert np.array_equal(made[True].image[::-1], made[False].image)
+    there, mirrored = (crops.back(c.image, c, shape) for c in made.values())
+    assert np.allclose(there, mirrored)
+    inner = tuple(slice(b.start + 2, b.stop - 2) for b in made[False].box)
+    assert there[inner][-1].mean() > there[inner][0].mean() + 0.5
+
+
+def test_points_fall_where_voxels_are():
+    shape, spacing = (40, 30, 12), (0.6, 0.6, 3.0)
+    region = blob(shape, (20, 15, 6), 7.0, spacing)
+    image = np.ones(shape, np.float32)
+    image[17:19, 12:14, 6] = 5.0
+    point = np.array([[17.5 * 0.6, 12.5 * 0.6, 18.0]])  # mm from the centre of the first voxel
+    for mirrored in (False, True):
+        made = crops.crop(image, region, spacing, mirrored=mirrored)
+        (voxel,) = crops.voxel_of(point, made)
+        assert made.image[tuple(voxel)] == made.image.max()
+
+
+def test_the_density_keeps_its_mean_over_voxels_of_any_size():
+    for count, size, others, step in ((10, 5.0, 63, 0.8), (100, 0.43, 86, 0.5)):
+        weights = crops.overlap(count, size, others, step)
+        assert np.allclose(weights.sum(axis=1), 1, atol=1e-5)
+        assert np.allclose(weights @ np.ones(others), 1, atol=1e-5)
+
+
+def test_a_region_that_is_not_there_has_no_crop():
+    assert crops.crop(np.ones((5, 5, 5)), np.zeros((5, 5, 5), bool), (1.0, 1.0, 1.0), mirrored=False) is None

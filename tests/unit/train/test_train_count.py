@@ -1,0 +1,125 @@
+"""Blocks, losses and calibration of the counting networks."""
+
+import keras
+import numpy as np
+import pytest
+
+from bids_epvs.models import count, gpunet
+from bids_epvs.synth import anatomy, counts, scene, volumes
+from bids_epvs.train import count as training
+from bids_epvs.train import loop
+
+BUILD = {"cnn": count.build, "gpunet": gpunet.build}
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    head = volumes.near_brain(anatomy.average())
+    return scene.build(np.random.default_rng(4), head, burden="high", age=60.0, fine_mm=1.0)
+
+
+@pytest.fixture
+def path(tmp_path, rng):
+    """Four regions whose EPVS are single bright voxels in the middle of their 3 x 3 x 3 neighbourhood."""
+    arrays = {"spacing": np.array([0.5, 0.5, 4.0], np.float32)}
+    for index, number in ((1, 5), (3, 30), (5, 2), (7, 0)):
+        shape = (40, 56, 24)
+        image, mask = np.full(shape, 80, np.uint8), np.zeros(shape, bool)
+        mask[4:36, 4:52, 2:22] = True
+        flat = rng.choice(np.flatnonzero(mask), number, replace=False)
+        at = np.stack(np.unravel_index(flat, shape), axis=1).astype(np.int16)
+        image[tuple(at.T)] = 250
+        own = {"image": image, "soft": np.where(mask, 255, 0).astype(np.uint8), "mask": mask, "at": at}
+        arrays |= {f"{k}_{index}": v for k, v in own.items()} | {f"share_{index}": np.ones(number, np.float32)}
+    file = tmp_path / "example-00000.npz"
+    np.savez(file, **arrays)
+    return file
+
+
+@pytest.mark.parametrize("kind", ["research", "clinical"])
+def test_an_example_counts_what_can_be_seen(simulated, kind, rng, tmp_path):
+    made = counts.example(rng, simulated, kind)
+    np.savez(tmp_path / "example-00000.npz", **made)
+    found = training.read(tmp_path / "example-00000.npz")
+    assert {r.name for r in found.values()} == set(count.COUNTED)
+    true = sum(t.region == 3 for t in simulated.tubes)
+    assert 0.3 * true < found[3].total <= true
+    region = found[3]
+    at = tuple(region.at.astype(int).T)
+    inside = region.mask[at]
+    assert inside.mean() > 0.8
+    assert np.median(region.image[at][inside]) > np.median(region.image[region.mask]) + 8
+
+
+def test_a_block_has_the_number_of_epvs_inside_it(path, rng):
+    regions = training.read(path)
+    assert {r.name: r.total for r in regions.values()}["CentrumSemiovale"] == 30
+    for _ in range(20):
+        image, mask, told, number = training.block(rng, regions[3], (32, 32, 16))
+        assert image.shape == mask.shape == (32, 32, 16, 1)
+        bright = (image[..., 0] > np.median(image[mask > 0]) + 0.8) & (mask[..., 0] > 0)
+        assert number[0] == pytest.approx(bright.sum(), abs=1)
+        assert told.tolist() == count.marks("CentrumSemiovale", 4.0).tolist()
+    whole = training.block(rng, regions[1], (64, 64, 32))
+    assert whole[0].shape == (64, 64, 32, 1)
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_the_sum_of_the_density_is_the_count_and_the_loss_falls(name, path):
+    keras.utils.set_random_seed(3)
+    model = BUILD[name]((4, 6))
+    data = training.Examples(path.parent, steps=1, batch=4, seed=1)
+    (image, mask, told), number = data[0]
+    made = np.asarray(model.predict_on_batch([image, mask, told]))
+    assert made.min() >= 0
+    outside = np.asarray(model.predict_on_batch([image, mask * 0, told]))
+    assert outside.sum() == 0, "what is not in the mask does not count"
+    model.compile(optimizer=keras.optimizers.Adam(1e-2), loss=training.loss)
+    losses = [float(model.train_on_batch((image, mask, told), number)) for _ in range(25)]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_the_loss_is_the_squared_difference_of_roots():
+    density = np.zeros((2, 3, 3, 3, 1), np.float32)
+    density[0, 0, 0, 0], density[1, 1, 1, 1] = 8.625, 3.625
+    found = float(training.loss(np.array([[3.625], [3.625]], np.float32), density))
+    assert found == pytest.approx(4 * ((3 - 2) ** 2 + 0) / 2)
+
+
+def test_layers_are_those_of_the_paper():
+    kinds = {
+        n: [
+            type(layer).__name__
+            for layer in build((32, 64)).layers
+            if "Conv3D" in type(layer).__name__ or "Max" in type(layer).__name__
+        ]
+        for n, build in BUILD.items()
+    }
+    assert kinds["cnn"] == ["Conv3D", "Conv3D", "MaxPooling3D", "Conv3D", "Conv3D", "Conv3D"]  # the last: 1 x 1 x 1
+    assert kinds["gpunet"] == ["Conv3D"] * 2 + ["MaxPooling3D"] + ["Conv3D"] * 5
+    last = build_last(BUILD["gpunet"])
+    assert last.kernel_size == (1, 1, 1)
+
+
+def build_last(build):
+    return [layer for layer in build().layers if isinstance(layer, keras.layers.Conv3D)][-1]
+
+
+def test_from_examples_to_calibrated_weights(path, tmp_path):
+    schedule = loop.Schedule(4, epoch=2, rate=1e-2, seed=1)
+    out = tmp_path / "out"
+    training.train(path.parent, path.parent, out, schedule, model="gpunet", widths=(2, 2), batch=1)
+    from bids_epvs.models import weights
+
+    stored = weights.calibration(out / "weights.npz")["thick"]
+    assert set(stored) == set(count.COUNTED)
+    assert stored["CentrumSemiovale"]["factor"] > 0
+    assert weights.architecture(out / "weights.npz") == {"widths": (2, 2)}
+    assert "icc" in (out / "log.csv").read_text().split("\n")[0]
+
+
+def test_a_factor_without_bias_and_the_spread_of_roots(monkeypatch, path):
+    monkeypatch.setattr(training, "counted", lambda _, region: region.total / 2)
+    found = training.calibrate(None, [path])["thick"]
+    assert found["CentrumSemiovale"] == {"factor": 2.0, "spread": 0.0, "n": 1}
+    assert found["Midbrain"]["factor"] == 1.0
