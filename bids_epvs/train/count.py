@@ -105,13 +105,13 @@ def block(rng: np.random.Generator, region: Region, size: tuple[int, int, int] =
     A region larger than the block is cut around one of its voxels; a smaller one is padded with 0.
     """
     shape = np.array(region.image.shape)
-    inside = np.argwhere(region.mask[::4, ::4, ::4]) * 4
-    centre = inside[rng.integers(len(inside))] if len(inside) else shape // 2
+    somewhere = np.argwhere(region.mask[::4, ::4, ::4]) * 4
+    centre = somewhere[rng.integers(len(somewhere))] if len(somewhere) else shape // 2
     room = np.maximum(shape - size, 0)
     low = np.clip(centre - np.array(size) // 2 + rng.integers(-16, 17, 3), 0, room)
     high = np.minimum(low + size, shape)
     box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    mask: np.ndarray = region.mask[box].astype(np.float32)
+    mask = region.mask[box].astype(np.float32)
     if rng.random() < PART:
         mask *= _half(rng, mask.shape)
     at = region.at.astype(int) - low
@@ -121,8 +121,8 @@ def block(rng: np.random.Generator, region: Region, size: tuple[int, int, int] =
     image = _varied(rng, region.image[box]) * (region.soft[box] / np.float32(255))
     pad = [(0, s - n) for s, n in zip(size, mask.shape, strict=True)]
     flip = tuple(slice(None, None, -1) if rng.random() < 0.5 else slice(None) for _ in range(3))
-    image, mask = (np.pad(a, pad)[flip][..., None].astype(np.float32) for a in (image, mask))
-    return image, mask, count.marks(region.name, region.slice_mm), np.array([number], np.float32)
+    seen, inside = (np.pad(a, pad)[flip][..., None].astype(np.float32) for a in (image, mask))
+    return seen, inside, count.marks(region.name, region.slice_mm), np.array([number], np.float32)
 
 
 def _half(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

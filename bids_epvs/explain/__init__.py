@@ -1,0 +1,1 @@
+"""Why a method says what it says: maps in the space of the scan."""

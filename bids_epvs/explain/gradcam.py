@@ -1,0 +1,121 @@
+"""3-D Grad-CAM: which places of a layer speak for the answer of a classifier.
+
+References
+----------
+Selvaraju et al. 2017, doi:10.1109/ICCV.2017.74. Display scale 0-10: Williamson et al. 2022 (see `models.resnet152`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import ndimage, stats
+
+if TYPE_CHECKING:
+    import keras
+
+HIGH = 7.0
+"""Display values above this are high activation."""
+
+
+def gradcam(model: keras.Model, image: np.ndarray, layer: str, *, output: str = "logit") -> np.ndarray:
+    """Grad-CAM of one image at the resolution of a layer.
+
+    The map is ReLU(sum_k w_k A_k), w_k the mean over places of the gradient of the output with respect to feature map
+    A_k; larger values speak more for a positive answer.
+
+    Parameters
+    ----------
+    model : keras.Model
+    image : ndarray
+        (X, Y, Z, channels).
+    layer : str
+        Name of a layer with 3-D feature maps.
+    output : str
+        Name of the layer whose single value is explained: the logit, as a sigmoid near 0 or 1 has no gradient.
+
+    Returns
+    -------
+    ndarray of float32
+        (x, y, z), not negative.
+
+    Raises
+    ------
+    ValueError
+        There is no such layer.
+    """
+    features, slopes = gradients(model, image, layer, output)
+    weight = slopes.mean(axis=(0, 1, 2))
+    return np.maximum(features @ weight, 0).astype(np.float32)
+
+
+def gradients(model: keras.Model, image: np.ndarray, layer: str, output: str) -> tuple[np.ndarray, np.ndarray]:
+    """Feature maps of a layer and the gradient of an output with respect to them, both (x, y, z, maps).
+
+    The only place that calls a backend by name.
+    """
+    import keras
+
+    parts = [model.get_layer(name).output for name in (layer, output)]
+    both = keras.Model(model.inputs, parts)
+    seen = np.asarray(image, np.float32)[None]
+    if keras.backend.backend() == "torch":
+        import torch
+
+        with torch.enable_grad():
+            features, score = both(keras.ops.convert_to_tensor(seen).requires_grad_())
+            (slope,) = torch.autograd.grad(score.sum(), features)
+        return features[0].detach().cpu().numpy(), slope[0].cpu().numpy()
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            given = tf.convert_to_tensor(seen)
+            tape.watch(given)  # so that everything computed from it is recorded
+            features, score = both(given)
+        return features[0].numpy(), tape.gradient(score, features)[0].numpy()
+    raise NotImplementedError(f"Grad-CAM needs TensorFlow or torch, not {keras.backend.backend()}")
+
+
+def resized(small: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """A map on a finer grid over the same field of view, linear; float32."""
+    factors = [n / m for n, m in zip(shape, small.shape, strict=True)]
+    return ndimage.zoom(small, factors, order=1, mode="nearest", grid_mode=True).astype(np.float32)
+
+
+def displayed(raw: np.ndarray) -> np.ndarray:
+    """The scale of the paper: 0 to 10, the maximum of this image is 10. Not comparable between scans."""
+    top = float(raw.max(initial=0))
+    return (raw * np.float32(10 / top)).astype(np.float32) if top > 0 else np.zeros_like(raw, np.float32)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How a map is distributed.
+
+    Attributes
+    ----------
+    high : float
+        Share of voxels with a display value above `HIGH`.
+    skewness : float
+        Of display values above 0; large where few places decide.
+    counts : tuple of int
+        Voxels in ten equal bins of the display scale.
+    """
+
+    high: float
+    skewness: float
+    counts: tuple[int, ...]
+
+
+def spread(shown: np.ndarray, inside: np.ndarray) -> Spread:
+    """Distribution of display values inside a mask."""
+    values = shown[inside]
+    if not values.size:
+        return Spread(0.0, 0.0, (0,) * 10)
+    positive = values[values > 0]
+    skewness = float(stats.skew(positive)) if positive.size > 2 and np.ptp(positive) > 0 else 0.0
+    counts, _ = np.histogram(values, bins=10, range=(0, 10))
+    return Spread(float((values > HIGH).mean()), skewness, tuple(int(n) for n in counts))
