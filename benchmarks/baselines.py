@@ -16,9 +16,10 @@ from sklearn.ensemble import RandomForestClassifier
 
 from bids_epvs.evaluate import metrics
 from bids_epvs.measure.lesions import instances
-from bids_epvs.models import frangi, unet
+from bids_epvs.models import frangi
 from bids_epvs.prepare.intensity import levels
 from bids_epvs.prepare.regions import WHITE_MATTER
+from bids_epvs.prepare.resample import thickness
 from bids_epvs.records import Prepared
 
 Response = Callable[[Prepared], np.ndarray]
@@ -113,7 +114,7 @@ class Forest:
         rng = np.random.default_rng(seed)
         for kind in ("thin", "thick"):
             rows, targets = [], []
-            for session, known in (b for b in brains if unet.kind(b[0].spacing) == kind):
+            for session, known in (b for b in brains if thickness(b[0].spacing) == kind):
                 features, inside = haar(session)
                 epvs = known.mask[inside]
                 other = np.flatnonzero(~epvs)
@@ -128,7 +129,7 @@ class Forest:
         """Share of the trees that say EPVS."""
         features, inside = haar(session)
         out = np.zeros(inside.shape, np.float32)
-        out[inside] = self.forests[unet.kind(session.spacing)].predict_proba(features)[:, 1]
+        out[inside] = self.forests[thickness(session.spacing)].predict_proba(features)[:, 1]
         return out
 
 
@@ -144,7 +145,7 @@ def tuned(
     out = {}
     for kind in ("thin", "thick"):
         scores = []
-        for session, known in (b for b in brains if unet.kind(b[0].spacing) == kind):
+        for session, known in (b for b in brains if thickness(b[0].spacing) == kind):
             made = response(session)
             where = session.regions > 0
             scores.append(

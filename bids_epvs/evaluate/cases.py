@@ -21,14 +21,12 @@ from bids_epvs.evaluate.metrics import Detection, Truth
 from bids_epvs.measure import agreement
 from bids_epvs.measure.lesions import instances
 from bids_epvs.prepare.regions import NAMES, REGIONS
-from bids_epvs.prepare.resample import bounding_box
+from bids_epvs.prepare.resample import bounding_box, thickness
 
 logger = logging.getLogger(__name__)
 
 VISIBLE = 0.3
 """Share of some voxel that a simulated EPVS must fill to be expected."""
-THICK_MM = 1.5
-"""Slices farther apart than this are called thick."""
 DIAMETERS = ((0.0, 0.8), (0.8, 1.0), (1.0, 1.5), (1.5, np.inf))
 """Classes of mean diameter (mm)."""
 LESION_COLUMNS = ["label", "model", "slice_mm", "kind", "index", "found", "diameter_mm", "on_mimic"]
@@ -249,7 +247,7 @@ def measure(case: Case) -> Measured:
     about = {
         "label": case.label,
         "slice_mm": round(known.spacing[2], 3),
-        "resolution": "thick" if max(known.spacing) > THICK_MM else "isotropic",
+        "resolution": "thick" if thickness(known.spacing) == "thick" else "isotropic",
         "mimics": "unknown" if known.mimics is None else "with" if known.mimics.any() else "without",
         "contrast": next((name for end, name in CONTRASTS if contrast < end), "unknown"),
         "contrast_to_noise": contrast,

@@ -35,7 +35,7 @@ NAME = "parcellation"
 """Name on the command line (``--weights parcellation=FILE``)."""
 WEIGHTS = Weights(
     file="parcellation.npz",
-    sha256="51471791608005264d06fa2d4181b544350a3c98ba1490d1ad58abf51b41203a",
+    sha256="bc071c8b2ddad04d780756c1f6adab0314462290972e34efb1fa4205b7188b6e",
     licence="Apache-2.0",
     trained_on="simulated images of twelve label maps (see parcellation.json beside the weights)",
 )

@@ -21,7 +21,7 @@ from scipy import special
 from bids_epvs.models import weights
 from bids_epvs.models.spec import ModelSpec, Weights
 from bids_epvs.prepare.regions import NAMES, WHITE_MATTER
-from bids_epvs.prepare.resample import bounding_box
+from bids_epvs.prepare.resample import bounding_box, thickness
 from bids_epvs.records import Prediction, Prepared
 
 if TYPE_CHECKING:
@@ -51,8 +51,6 @@ REACH = 2
 WIDTHS = (16, 24, 32, 48, 64)
 RANGE = (-1.5, 2.0)
 """Normalised intensities are cut here."""
-THICK_MM = 1.5
-"""Slices farther apart than this have a threshold of their own."""
 CHANNELS = len(SEQUENCES) * (2 * REACH + 1) + len(SEQUENCES) + 2
 BATCH = 4
 """Slices predicted at a time."""
@@ -183,14 +181,9 @@ def probabilities(logit: np.ndarray, calibration: Mapping[str, float]) -> np.nda
     return special.expit(calibration["slope"] * logit + calibration["offset"]).astype(np.float32)
 
 
-def kind(spacing: Sequence[float]) -> str:
-    """``thick`` or ``thin`` slices."""
-    return "thick" if spacing[2] > THICK_MM else "thin"
-
-
 def calibrated(stored: Mapping[str, Any], names: Sequence[str], spacing: Sequence[float]) -> Mapping[str, float]:
     """Slope, offset and threshold for a combination of sequences; without an entry of its own that of its first one."""
-    table = stored[kind(spacing)]
+    table = stored[thickness(spacing)]
     return table.get("+".join(names)) or table[names[0] if names[0] in table else "T2w"]
 
 

@@ -119,6 +119,19 @@ def _linear_along(data: np.ndarray, axis: int, scale: float, offset: float, n: i
     return data if total is None else total
 
 
+THICK_MM = 1.5
+"""Slices farther apart than this are called thick."""
+
+
+def thickness(spacing: Sequence[float]) -> str:
+    """``thick`` or ``thin`` slices.
+
+    >>> thickness((0.5, 0.5, 4.0)), thickness((1.0, 1.0, 1.0))
+    ('thick', 'thin')
+    """
+    return "thick" if spacing[2] > THICK_MM else "thin"
+
+
 def voxel_spacing(frame: Nifti1Image) -> tuple[float, float, float]:
     """Voxel sizes (mm) of an image in the canonical frame."""
     x, y, z = (float(v) for v in np.diag(frame.affine)[:3])

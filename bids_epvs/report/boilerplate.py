@@ -38,8 +38,9 @@ def methods(settings: Settings) -> str:
             f"atlas as prior. "
         )
     return (
-        f"Enlarged perivascular spaces (EPVS) were measured with bids_epvs {__version__}. The T2w image was corrected "
-        f"for intensity inhomogeneity with N4 estimated at 2 mm; further sequences were aligned with it rigidly. "
+        f"Enlarged perivascular spaces (EPVS) were measured with bids_epvs {__version__}. The T2w image "
+        f"(without one, the T1w or FLAIR) was corrected for intensity inhomogeneity with N4 estimated at 2 mm; further "
+        f"sequences were aligned with it rigidly. "
         f"{anatomy}"
         f"EPVS were segmented in native space with: {used} Connected voxels (26-neighbourhood) of "
         f"{settings.min_volume_mm3:g}-{settings.max_volume_mm3:g} mm3 were counted as one EPVS and assigned to the "

@@ -15,6 +15,7 @@ from scipy import stats
 from bids_epvs.measure import agreement
 from bids_epvs.models import count, gpunet
 from bids_epvs.prepare.regions import REGIONS
+from bids_epvs.prepare.resample import thickness
 from bids_epvs.train import loop
 
 BLOCK = (64, 64, 32)
@@ -23,8 +24,6 @@ OFTEN = {"BasalGanglia": 0.35, "CentrumSemiovale": 0.4, "Hippocampus": 0.15, "Mi
 """How often a block is cut out of each region."""
 PART = 0.5
 """Share of blocks of which only what lies on one side of a random plane is counted."""
-THICK_MM = 1.5
-"""Slices farther apart than this are judged apart."""
 BUILD: Mapping[str, Callable[..., keras.Model]] = {"cnn": count.build, "gpunet": gpunet.build}
 
 
@@ -170,31 +169,31 @@ def pairs(model: keras.Model, files: list[Path]) -> dict[tuple[str, str], np.nda
     out: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for path in files:
         for region in read(path).values():
-            kind = "thick" if region.slice_mm > THICK_MM else "thin"
-            out.setdefault((region.name, kind), []).append((region.total, counted(model, region)))
+            where = region.name, thickness((0.5, 0.5, region.slice_mm))
+            out.setdefault(where, []).append((region.total, counted(model, region)))
     return {key: np.array(value) for key, value in sorted(out.items())}
 
 
 def figures(model: keras.Model, files: list[Path]) -> dict[str, float]:
     """ICC, Pearson's r and mean absolute error of each region and kind of slice; the first is the mean ICC."""
     each: dict[str, float] = {}
-    for (name, kind), found in pairs(model, files).items():
+    for (name, slices), found in pairs(model, files).items():
         varies = len(found) > 2 and np.ptp(found, axis=0).min() > 0
-        each[f"icc_{name}_{kind}"] = agreement.icc(found).value if varies else np.nan
-        each[f"r_{name}_{kind}"] = float(stats.pearsonr(*found.T).statistic) if varies else np.nan
-        each[f"mae_{name}_{kind}"] = float(np.abs(found[:, 0] - found[:, 1]).mean())
+        each[f"icc_{name}_{slices}"] = agreement.icc(found).value if varies else np.nan
+        each[f"r_{name}_{slices}"] = float(stats.pearsonr(*found.T).statistic) if varies else np.nan
+        each[f"mae_{name}_{slices}"] = float(np.abs(found[:, 0] - found[:, 1]).mean())
     return {"icc": float(np.nanmean([v for k, v in each.items() if k.startswith("icc")])), **each}
 
 
 def calibrate(model: keras.Model, files: list[Path]) -> dict[str, Any]:
     """Spread of square roots of counts by region and kind of slice, and a factor without bias: for intervals."""
     out: dict[str, Any] = {}
-    for (name, kind), found in pairs(model, files).items():
+    for (name, slices), found in pairs(model, files).items():
         true, made = found.T
         factor = float(true.sum() / max(made.sum(), 1e-6)) if true.sum() else 1.0
         error = np.sqrt(made * factor + 0.375) - np.sqrt(true + 0.375)
         spread = float(np.sqrt((error**2).mean()))
-        out.setdefault(kind, {})[name] = {"factor": round(factor, 4), "spread": round(spread, 4), "n": len(found)}
+        out.setdefault(slices, {})[name] = {"factor": round(factor, 4), "spread": round(spread, 4), "n": len(found)}
     return out
 
 

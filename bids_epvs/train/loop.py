@@ -136,6 +136,19 @@ class Judge(keras.callbacks.Callback):
             writer.writerow(row)
 
 
+class Follow(keras.callbacks.Callback):
+    """Tells the data which epoch it is: a run that goes on draws what it would have drawn, not its beginning again."""
+
+    def __init__(self, data: keras.utils.PyDataset) -> None:
+        super().__init__()
+        self.data = data
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Counted from the start of the first run."""
+        if isinstance(self.data, Folder):
+            self.data.epoch = epoch
+
+
 class Keep(keras.callbacks.Callback):
     """Averaged weights on disk after each epoch (the best ones where training stops early)."""
 
@@ -203,6 +216,7 @@ def fit(
         verbose=1 if sys.stderr.isatty() else 2,
         callbacks=[
             keras.callbacks.BackupAndRestore(str(out / "checkpoint")),
+            Follow(data),
             keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
             judge,
             Keep(out / "weights.npz", architecture, judge),

@@ -16,6 +16,7 @@ from bids_epvs.measure import agreement
 from bids_epvs.measure.lesions import instances
 from bids_epvs.models import unet
 from bids_epvs.models.unet import COMBINATIONS, REACH, SEQUENCES
+from bids_epvs.prepare.resample import thickness
 from bids_epvs.settings import Settings
 from bids_epvs.train import loop, losses
 
@@ -178,7 +179,7 @@ def dice(model: keras.Model, examples: Sequence[Example]) -> dict[str, float]:
     for number in (0, 3):
         names = COMBINATIONS[number]
         for kind in ("thin", "thick"):
-            own = [e for e in examples if unet.kind(e.spacing) == kind and number in e.combinations()]
+            own = [e for e in examples if thickness(e.spacing) == kind and number in e.combinations()]
             if own:
                 out[f"dice_{kind}_{'+'.join(names)}"] = _dice(model, own, names)
     return {"dice": float(np.mean(list(out.values()))) if out else 0.0, **out}
@@ -307,7 +308,7 @@ def calibrate(model: keras.Model, files: Sequence[Path]) -> dict[str, dict[str, 
         found: dict[str, list[Seen]] = {}
         for path in (p for p in files if number in there[p]):
             one = seen(model, path, names)
-            found.setdefault(unet.kind(one.spacing), []).append(one)
+            found.setdefault(thickness(one.spacing), []).append(one)
         for kind, rows in found.items():
             entry = settle(rows)
             out.setdefault(kind, {})["+".join(names)] = {k: round(v, 4) for k, v in entry.items()}

@@ -6,6 +6,7 @@ import pytest
 from bids_epvs.errors import DataError
 from bids_epvs.models import unet
 from bids_epvs.prepare.regions import WHITE_MATTER
+from bids_epvs.prepare.resample import thickness
 from bids_epvs.synth import anatomy, scene, volumes
 
 
@@ -26,7 +27,7 @@ def test_an_example_is_what_the_app_would_hand_to_the_network(made, kind, rng):
     shape = example["regions"].shape
     assert example["images"].shape == (*shape, len(unet.SEQUENCES))
     assert example["fraction"].shape == example["index"].shape == example["csf"].shape == shape
-    assert (unet.kind(example["spacing"]) == "thick") == (kind == "clinical")
+    assert (thickness(example["spacing"]) == "thick") == (kind == "clinical")
     inside = (example["regions"] > 0) & ~example["csf"]
     white = np.isin(example["regions"], WHITE_MATTER) & inside & (example["fraction"] == 0)
     filled = inside & (example["fraction"] > 150)

@@ -75,6 +75,29 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     assert (tmp_path / "card.json").exists()
 
 
+def test_a_run_that_goes_on_draws_what_comes_next(tmp_path):
+    (tmp_path / "example-00000.npz").touch()
+    drawn = []
+
+    class Numbers(loop.Folder):
+        def __getitem__(self, index):
+            drawn.append((self.epoch, float(self.rng(index).random())))
+            return np.zeros((2, 1), np.float32), np.zeros((2, 1), np.float32)
+
+    more = {"figures": slope, "architecture": {"units": 1}}
+    for steps in (10, 20):  # the second run finds the checkpoint of the first
+        data = Numbers(tmp_path, steps=5, seed=2)
+        schedule = loop.Schedule(steps, epoch=5, rate=0.1)
+        (tmp_path / "out" / "card.json").unlink(missing_ok=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(keras.callbacks.BackupAndRestore, "on_train_end", lambda *_: None)  # as if killed
+            loop.fit(network(), data, keras.losses.mean_squared_error, schedule, out=tmp_path / "out", **more)
+    assert {epoch for epoch, _ in drawn} == {0, 1, 2, 3}
+    late = {value for epoch, value in drawn if epoch == 3}
+    assert len(late) == 5
+    assert not late & {value for epoch, value in drawn if epoch < 3}
+
+
 def test_training_stops_in_time_and_keeps_the_best(tmp_path):
     figures = iter([0.3, 0.5, 0.4, 0.45, 0.9, 0.9])
     schedule = loop.Schedule(60, epoch=10, rate=0.3, average=0.5, patience=2)
