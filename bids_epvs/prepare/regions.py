@@ -96,10 +96,15 @@ def heights(shape: tuple[int, int, int], affine: np.ndarray, plane: tuple[np.nda
 
 
 def ventricle_top(labels: np.ndarray, spacing: tuple[float, ...], *, min_mm2: float = 20.0) -> int | None:
-    """Highest axial slice (canonical frame) that holds at least `min_mm2` of lateral ventricle; None without one."""
+    """Highest axial slice (canonical frame) of the lateral ventricles: up from the slice with most of them, as long as
+    slices hold at least `min_mm2`; None without such a slice. Fluid taken for ventricle far above does not count.
+    """
     area = np.isin(labels, (4, 43)).sum(axis=(0, 1)) * spacing[0] * spacing[1]
-    found = np.flatnonzero(area >= min_mm2)
-    return int(found[-1]) if found.size else None
+    fullest = int(np.argmax(area))
+    if area[fullest] < min_mm2:
+        return None
+    ends = np.flatnonzero(area[fullest:] < min_mm2)
+    return fullest + (int(ends[0]) if ends.size else len(area) - fullest) - 1
 
 
 def hemispheres(shape: tuple[int, int, int], to_template: np.ndarray) -> np.ndarray:

@@ -86,3 +86,14 @@ def test_slices_of_the_scales(phantom):
 def test_indices_of_other_programs():
     given = np.array([[0, 2, 77, 1001, 2035, 3005, 4010, 5001, 5002, 85, 99]])
     assert regions.simplify(given).tolist() == [[0, 2, 2, 3, 42, 2, 41, 2, 41, 24, 0]]
+
+
+def test_fluid_far_above_is_not_the_top_of_the_ventricles():
+    labels = np.full((30, 30, 20), 2, np.int16)
+    labels[10:20, 10:20, 4:9] = 4
+    labels[12:18, 12:18, 15] = 43  # sulcal fluid with the wrong label
+    assert regions.ventricle_top(labels, (1.0, 1.0, 3.0)) == 8
+    labels[12:18, 12:18, 9:15] = 4
+    assert regions.ventricle_top(labels, (1.0, 1.0, 3.0)) == 15
+    assert regions.ventricle_top(labels[..., 4:9], (1.0, 1.0, 3.0)) == 4, "the scan ends inside them"
+    assert regions.ventricle_top(np.full((5, 5, 5), 2), (1.0, 1.0, 1.0)) is None
