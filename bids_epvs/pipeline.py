@@ -305,6 +305,7 @@ def group(settings: Settings) -> Path:
         found,
         thumbnails=table.thumbnails(settings.output_dir, collected.notes),
         methods=f"{boilerplate.methods(settings)} {boilerplate.statistics(found)}",
+        references=boilerplate.references(settings),
         versions=logs.versions(),
     )
     return write.text(settings.output_dir / "group.html", html)

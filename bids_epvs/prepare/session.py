@@ -35,6 +35,8 @@ STRUCTURES = {
 }
 """Left structures whose confidence a region has (the least certain one counts)."""
 STRONG_BIAS = 2.5
+LOW_CONTRAST = 8.0
+"""Standard deviations of white matter between it and fluid, below which a T2w is called noisy; 15 is usual."""
 NO_T2W = "there is no T2w: EPVS are looked for on the {}, where far fewer can be seen and fewer of those found are EPVS"
 
 
@@ -144,8 +146,8 @@ def prepare(
     level = intensity.levels(data, white, ventricles)
     csf = intensity.large_fluid(data, anatomy.labels, spacing, level)
     notes = quality_notes(alignment, variation, anatomy, found, spacing, sure)
-    if reference != "T2w":
-        notes = (NO_T2W.format(reference), *notes)
+    first = noise_note(level) if reference == "T2w" else (NO_T2W.format(reference),)
+    notes = (*first, *notes)
     return Result(aligned, anatomy, found, csf, to_template, slices, transforms, alignment, sure, notes)
 
 
@@ -184,6 +186,15 @@ def in_frame(image: Nifti1Image, native: Nifti1Image) -> Nifti1Image:
     turned = nib.as_closest_canonical(image)
     affine = np.linalg.inv(canonical_to_world(native)) @ turned.affine
     return nib.Nifti1Image(np.ascontiguousarray(turned.dataobj), affine)
+
+
+def noise_note(level: intensity.Levels) -> tuple[str, ...]:
+    """A warning where fluid hardly stands out from the noise of white matter, by motion for example; else nothing."""
+    contrast = (level.fluid - level.white) / max(level.noise, 1e-6)
+    if contrast >= LOW_CONTRAST:
+        return ()
+    text = f"noisy, or moved: fluid is brighter than white matter by {contrast:.1f} standard deviations only"
+    return (f"{text} (15 is usual): small EPVS cannot be seen",)
 
 
 def quality_notes(

@@ -19,6 +19,24 @@ REFERENCES = (
     "Adams HHH, et al. Rating method for dilated Virchow-Robin spaces. Stroke 2013;44:1732-5.",
 )
 
+STATISTICS_REFERENCES = (
+    "Shrout PE, Fleiss JL. Intraclass correlations: uses in assessing rater reliability. Psychol Bull 1979;86:420-8.",
+    "Lin LI. A concordance correlation coefficient to evaluate reproducibility. Biometrics 1989;45:255-68.",
+    "Bland JM, Altman DG. Statistical methods for assessing agreement between two methods of clinical measurement. "
+    "Lancet 1986;327:307-10.",
+    "Gwet KL. Computing inter-rater reliability and its variance in the presence of high agreement. Br J Math Stat "
+    "Psychol 2008;61:29-48.",
+    "Steiger JH. Tests for comparing elements of a correlation matrix. Psychol Bull 1980;87:245-51.",
+    "Benjamini Y, Hochberg Y. Controlling the false discovery rate. J R Stat Soc B 1995;57:289-300.",
+    "Seabold S, Perktold J. Statsmodels: econometric and statistical modeling with Python. Proc SciPy 2010:92-6.",
+)
+
+
+def references(settings: Settings) -> tuple[str, ...]:
+    """What `methods` and `statistics` rest on, one citation each."""
+    models = tuple(load(n).citation for n in settings.models or MODELS)
+    return tuple(dict.fromkeys((*models, *REFERENCES, *STATISTICS_REFERENCES)))
+
 
 def methods(settings: Settings) -> str:
     """Paragraph on what was done."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -29,6 +29,7 @@ def render(
     *,
     thumbnails: Mapping[str, bytes],
     methods: str,
+    references: Sequence[str],
     versions: Mapping[str, str],
 ) -> str:
     """The page.
@@ -41,6 +42,8 @@ def render(
         JPEG of each session by label, for the contact sheet; sessions without one are left out of it.
     methods : str
         Methods paragraph.
+    references : sequence of str
+        Citations that go with it.
     versions : mapping
         Package versions.
     """
@@ -60,6 +63,7 @@ def render(
             sheet=[(label, report_link(label), _uri(thumbnails[label])) for label in to_show(analysis, thumbnails)],
             hidden=max(0, len(thumbnails) - SHEET),
             methods=methods,
+            references=references,
             versions=versions,
         )
     )

@@ -51,7 +51,13 @@ def made(tmp_path_factory):
 
 
 def page(cohort, found, **more):
-    given = {"thumbnails": {}, "methods": "As described <here>.", "versions": {"bids_epvs": "1"}, **more}
+    given = {
+        "thumbnails": {},
+        "methods": "As described <here>.",
+        "references": ["Shrout & Fleiss"],
+        "versions": {"bids_epvs": "1"},
+        **more,
+    }
     return group.render(cohort, found, **given)
 
 
@@ -70,6 +76,7 @@ def test_every_section_is_there_with_its_numbers(made):
     age = found.associations.query("term == 'age' and model == 'unet' and region == 'CentrumSemiovale'").iloc[0]
     assert f"{age['value']:.3f} ({age['value_low']:.3f} to {age['value_high']:.3f})" in text
     assert "As described &lt;here&gt;." in text
+    assert "<li>Shrout &amp; Fleiss</li>" in text
     assert len(text) < 1.5e6
 
 
