@@ -77,6 +77,12 @@ def test_ac2_against_irrcac(kind, ac, low, high):
     assert (found.value, found.low, found.high) == pytest.approx((ac, low, high), abs=2e-6)
 
 
+def test_the_paradox_of_kappa_in_gwet_2002():
+    a, b = np.repeat([0, 0, 1], [118, 5, 2]), np.repeat([0, 1, 0], [118, 5, 2])
+    assert round(agreement.gwet_ac2(a, b, categories=2, kind="identity").value, 4) == 0.9408
+    assert round(agreement.weighted_kappa(a, b, categories=2, kind="identity").value, 4) == -0.0234
+
+
 @pytest.mark.parametrize(
     ("kind", "value", "low", "high"),  # statsmodels 0.15
     [
