@@ -256,6 +256,8 @@ class FrequencyMap:
     participants : int
     raw, smooth : ndarray of float32
         Share of persons, 0-1, on the 1 mm grid of ICBM152.
+    masks : tuple of Path
+        What it was made from.
     """
 
     model: str
@@ -264,6 +266,7 @@ class FrequencyMap:
     participants: int
     raw: np.ndarray
     smooth: np.ndarray
+    masks: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

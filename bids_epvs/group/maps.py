@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -110,6 +111,7 @@ def frequency(
     shape = space_grid(SPACE).shape
     sums: dict[tuple[str, str, str], np.ndarray] = {}
     people: dict[tuple[str, str, str], set[str]] = {}
+    masks: dict[tuple[str, str, str], list[Path]] = {}
     left_out = []
     share = 1 / table.groupby("participant_id")["label"].transform("count").to_numpy(float)
     for number, found in enumerate(_all(tasks, nprocs)):
@@ -121,7 +123,9 @@ def frequency(
                 total = sums.setdefault(key, np.zeros(int(np.prod(shape)), np.float32))
                 total[voxels] += np.float32(share[number])
                 people.setdefault(key, set()).add(str(row["participant_id"]))
-    return [_map(key, sums[key].reshape(shape), len(people[key])) for key in sums], left_out
+                masks.setdefault(key, []).append(tasks[number].masks[model])
+    made = [_map(key, sums[key].reshape(shape), len(people[key]), tuple(masks[key])) for key in sums]
+    return made, left_out
 
 
 def _all(tasks: list[Task], nprocs: int) -> Iterable[dict[str, np.ndarray]]:
@@ -133,11 +137,11 @@ def _all(tasks: list[Task], nprocs: int) -> Iterable[dict[str, np.ndarray]]:
         yield from pool.map(in_template, tasks, chunksize=max(1, min(16, len(tasks) // nprocs)))
 
 
-def _map(key: tuple[str, str, str], total: np.ndarray, people: int) -> FrequencyMap:
+def _map(key: tuple[str, str, str], total: np.ndarray, people: int, masks: tuple[Path, ...]) -> FrequencyMap:
     """Share of persons, raw and smoothed (1 mm voxels)."""
     raw = total / np.float32(people)
     sigma = FWHM_MM / np.sqrt(8 * np.log(2))
-    return FrequencyMap(*key, people, raw, ndimage.gaussian_filter(raw, sigma))
+    return FrequencyMap(*key, people, raw, ndimage.gaussian_filter(raw, sigma), masks)
 
 
 def save(maps: Iterable[FrequencyMap], root: Path) -> list[Path]:
@@ -151,6 +155,7 @@ def save(maps: Iterable[FrequencyMap], root: Path) -> list[Path]:
             if kind:
                 text += f"; smoothed with a Gaussian of {FWHM_MM:g} mm (full width at half maximum)"
             path = paths.group_map(root, one.model + kind, space=SPACE, by=one.by, level=one.level)
-            meta = {"Description": text, "Participants": one.participants, "GroupedBy": one.by, "Level": one.level}
+            meta: dict[str, Any] = {"Sources": [paths.bids_uri(m, root, "") for m in one.masks], "Description": text}
+            meta |= {"Participants": one.participants, "GroupedBy": one.by, "Level": one.level}
             out.append(write.image(path, data, grid, meta=meta))
     return out

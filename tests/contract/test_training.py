@@ -70,7 +70,7 @@ def test_packaged_weights_are_checked(monkeypatch):
 
 
 def test_without_a_backend_the_remedy_is_named(monkeypatch):
-    def missing(*_):
+    def missing(*_, **__):
         raise ImportError("No module named 'tensorflow'")
 
     monkeypatch.setattr(parcellation, "build", missing)

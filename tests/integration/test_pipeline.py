@@ -81,7 +81,7 @@ def test_every_image_has_sources_that_exist(finished, simulated):
     roots = {"": finished, "raw": (finished / description["DatasetLinks"]["raw"]).resolve()}
     assert roots["raw"] == simulated.resolve()
     images = list(finished.rglob("*.nii.gz"))
-    assert len(images) == 2 * (4 + 3 * len(MODELS))
+    assert len(images) == 2 * (4 + 3 * len(MODELS)) + 2 * len(MODELS)  # of each session, and frequency maps
     for image in images:
         for uri in json.loads(paths.sidecar(image).read_text())["Sources"]:
             _, link, name = uri.split(":", 2)
