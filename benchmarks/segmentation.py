@@ -24,7 +24,7 @@ import pandas as pd
 from bids_epvs.evaluate import cases, metrics, tables
 from bids_epvs.measure.lesions import instances
 from bids_epvs.models import load, unet
-from bids_epvs.prepare.resample import thickness
+from bids_epvs.prepare.resample import THICK_MM, thickness
 from bids_epvs.records import Prepared
 from bids_epvs.settings import Settings
 from bids_epvs.synth import volumes
@@ -113,7 +113,7 @@ def main() -> None:
             figures = metrics.measures(
                 known, labels, score, session.spacing, where, seen=seen, calibrated=model == "unet"
             )
-            thick = thickness(session.spacing) == "thick"
+            thick = max(session.spacing) > THICK_MM
             name = f"unet {'+'.join(names)}" if model == "unet" else model
             about = {"label": path.stem, "model": name, "slice_mm": session.spacing[2]}
             split = {"resolution": "thick" if thick else "isotropic", "mimics": "with", "contrast": "unknown"}

@@ -21,7 +21,7 @@ from bids_epvs.evaluate.metrics import Detection, Truth
 from bids_epvs.measure import agreement
 from bids_epvs.measure.lesions import instances
 from bids_epvs.prepare.regions import NAMES, REGIONS
-from bids_epvs.prepare.resample import bounding_box, thickness
+from bids_epvs.prepare.resample import THICK_MM, bounding_box
 
 logger = logging.getLogger(__name__)
 
@@ -247,7 +247,7 @@ def measure(case: Case) -> Measured:
     about = {
         "label": case.label,
         "slice_mm": round(known.spacing[2], 3),
-        "resolution": "thick" if thickness(known.spacing) == "thick" else "isotropic",
+        "resolution": "thick" if max(known.spacing) > THICK_MM else "isotropic",
         "mimics": "unknown" if known.mimics is None else "with" if known.mimics.any() else "without",
         "contrast": next((name for end, name in CONTRASTS if contrast < end), "unknown"),
         "contrast_to_noise": contrast,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +11,6 @@ from bids_epvs.derivatives import columns, write
 from bids_epvs.errors import UsageError
 from bids_epvs.group import association, human, maps, quality, stats
 from bids_epvs.records import Analysis, Cohort
-
-logger = logging.getLogger(__name__)
 
 TABLES = ("descriptives", "agreement", "williams", "repeatability", "associations")
 """Tables of an `Analysis`, in its order; the file of each is ``group_<name>.tsv``."""

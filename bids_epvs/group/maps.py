@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -18,9 +17,7 @@ from scipy import ndimage
 from bids_epvs.derivatives import paths, write
 from bids_epvs.group.stats import keys
 from bids_epvs.prepare.template import SPACE, space_grid
-from bids_epvs.records import Cohort, FrequencyMap
-
-logger = logging.getLogger(__name__)
+from bids_epvs.records import REFERENCES, Cohort, FrequencyMap, Scan
 
 FWHM_MM = 4.0
 """Full width at half maximum of the Gaussian that smooths."""
@@ -32,7 +29,6 @@ class Task:
 
     Attributes
     ----------
-    label : str
     masks : mapping
         Method -> mask on its own grid, or in `SPACE` where ``aligned`` says so.
     aligned : frozenset of str
@@ -41,7 +37,6 @@ class Task:
         To `SPACE`; needed for methods that are not aligned.
     """
 
-    label: str
     masks: Mapping[str, Path]
     aligned: frozenset[str]
     transform: Path | None
@@ -50,17 +45,21 @@ class Task:
 def task(root: Path, label: str, models: Iterable[str]) -> Task:
     """What is on disk of a session."""
     subject, _, session = label.partition("_")
-    folder = root / subject / session / "anat"
+    scan = Scan(subject.removeprefix("sub-"), session.removeprefix("ses-") or None, {})
     masks, aligned = {}, set()
     for model in models:
-        there = folder / f"{label}_space-{SPACE}_label-EPVS_desc-{model}_mask.nii.gz"
-        own = folder / f"{label}_label-EPVS_desc-{model}_mask.nii.gz"
+        there = paths.derivative(root, scan, space=SPACE, label="EPVS", desc=model, suffix="mask")
+        own = paths.derivative(root, scan, label="EPVS", desc=model, suffix="mask")
         if there.is_file():
             aligned.add(model)
-        if there.is_file() or own.is_file():
-            masks[model] = there if there.is_file() else own
-    found = sorted(folder.glob(f"{label}_from-*_to-{SPACE}_mode-image_xfm.h5"))
-    return Task(label, masks, frozenset(aligned), found[0] if found else None)
+            masks[model] = there
+        elif own.is_file():
+            masks[model] = own
+    routes = (
+        paths.derivative(root, scan, from_=name, to=SPACE, mode="image", suffix="xfm", extension=".h5")
+        for name in REFERENCES
+    )
+    return Task(masks, frozenset(aligned), next((p for p in routes if p.is_file()), None))
 
 
 def in_template(one: Task) -> dict[str, np.ndarray]:
@@ -120,8 +119,9 @@ def frequency(
             left_out.append(str(row["label"]))
         for model, voxels in found.items():
             for key in [(model, "all", "all"), *((model, c, str(row[c])) for c in by if pd.notna(row[c]))]:
-                total = sums.setdefault(key, np.zeros(int(np.prod(shape)), np.float32))
-                total[voxels] += np.float32(share[number])
+                if key not in sums:
+                    sums[key] = np.zeros(int(np.prod(shape)), np.float32)
+                sums[key][voxels] += np.float32(share[number])
                 people.setdefault(key, set()).add(str(row["participant_id"]))
                 masks.setdefault(key, []).append(tasks[number].masks[model])
     made = [_map(key, sums[key].reshape(shape), len(people[key]), tuple(masks[key])) for key in sums]

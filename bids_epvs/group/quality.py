@@ -17,7 +17,6 @@ OUTLIER_Z = 3.5
 """Iglewicz & Hoaglin 1993, How to detect and handle outliers."""
 FEWEST = 5
 """Sessions below which nobody is called an outlier."""
-KEYS = ("participant_id", "session_id")
 
 
 def robust_z(values: np.ndarray) -> np.ndarray:
@@ -52,13 +51,8 @@ def quality(cohort: Cohort) -> pd.DataFrame:
             verdict = "check" if any(found.values()) else "ok"
             rows.append({**row, "verdict": verdict, "largest_z": largest.get(label, np.nan), **found})
     absent = {"session_id"} - {key for row in rows for key in row}
-    names = [c for c in columns.QC if c not in absent]
-    return (
-        pd.DataFrame(rows, columns=names)
-        .astype({"reason": object})
-        .fillna({"reason": ""})
-        .sort_values([c for c in KEYS if c in names], ignore_index=True)
-    )
+    out = pd.DataFrame(rows, columns=[c for c in columns.QC if c not in absent])
+    return out.astype({"reason": object}).fillna({"reason": ""}).sort_values(keys(out), ignore_index=True)
 
 
 def _failed(label: str, reason: str) -> dict[str, Any]:

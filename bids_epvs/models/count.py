@@ -4,8 +4,8 @@ Both networks estimate a density of EPVS; its sum inside the region is the count
 
 References
 ----------
-Dubost et al. 2019, doi:10.1016/j.neuroimage.2018.10.026; Dubost et al. 2020 (MICCAI workshop, clinical scans),
-doi:10.1007/978-3-030-33850-3_4.
+Dubost et al. 2019, doi:10.1016/j.neuroimage.2018.10.026; on clinical scans: Dubost, Dünnwald et al., Automated
+quantification of enlarged perivascular spaces in clinical brain MRI across sites.
 """
 
 from __future__ import annotations
@@ -81,22 +81,13 @@ def build(widths: tuple[int, ...] = WIDTHS) -> keras.Model:
     return keras.Model([image, mask, told], density(x, mask, 2), name="cnn")
 
 
-def inputs(made: Crop, region: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What a network sees of a region, a batch of one; padded at the end to sides divisible by `MULTIPLE`."""
-    pad = [(0, -n % MULTIPLE) for n in made.image.shape]
-    image, mask = (np.pad(a.astype(np.float32), pad)[None, ..., None] for a in (made.seen, made.mask))
-    return image, mask, marks(region, made.spacing[2])[None]
-
-
-def estimated(model: keras.Model, made: Crop, region: str) -> np.ndarray:
-    """Density of EPVS in each voxel of a crop (its sum is the count), float32."""
-    seen = inputs(made, region)
-    found = np.asarray(model.predict_on_batch(list(seen)))[0, ..., 0]
-    step = seen[0].shape[1] // found.shape[0]
-    for axis in range(3):
-        found = np.repeat(found, step, axis=axis)
-    x, y, z = made.image.shape
-    return found[:x, :y, :z] / np.float32(step**3)
+def inputs(
+    seen: np.ndarray, mask: np.ndarray, region: str, slice_mm: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a network sees of a whole region (X, Y, Z), a batch of one; sides padded to be divisible by `MULTIPLE`."""
+    pad = [(0, -n % MULTIPLE) for n in seen.shape]
+    image, inside = (np.pad(a.astype(np.float32), pad)[None, ..., None] for a in (seen, mask))
+    return image, inside, marks(region, slice_mm)[None]
 
 
 def sides(regions: np.ndarray, image: np.ndarray, spacing: tuple[float, float, float]) -> dict[int, Crop]:

@@ -20,6 +20,8 @@ SMOOTHED_MM = 1.0
 MARGIN_MM = 4.0
 """Around the region: what dilation and smoothing reach."""
 PERCENTILES = (0.5, 99.5)
+RANGE = (-0.5, 2.0)
+"""Normalised intensities are cut here."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def crop(image: np.ndarray, region: np.ndarray, spacing: tuple[float, float, flo
     soft = ndimage.gaussian_filter(near.astype(np.float32), [SMOOTHED_MM / s for s in SPACING_MM])
     low, high = np.percentile(fine[near], PERCENTILES)
     scaled = (fine - np.float32(low)) / np.float32(max(high - low, 1e-6))
-    fine, side = np.clip(scaled, -0.5, 2.0), slice(None, None, -1 if mirrored else 1)
+    fine, side = np.clip(scaled, *RANGE), slice(None, None, -1 if mirrored else 1)
     turned = [np.ascontiguousarray(a[side]) for a in (fine, soft, inside)]
     return Crop(turned[0], turned[1], turned[2], box, spacing, mirrored)
 
@@ -100,6 +102,16 @@ def resampled(block: np.ndarray, spacing: tuple[float, float, float]) -> np.ndar
         part = part.reshape([-1 if a == axis else 1 for a in range(3)])
         out = np.take(out, low, axis=axis) * (1 - part) + np.take(out, high, axis=axis) * part
     return out.astype(np.float32, copy=False)
+
+
+def as_bytes(image: np.ndarray) -> np.ndarray:
+    """`Crop.image` as uint8, its `RANGE` over 0-255."""
+    return np.rint((image - RANGE[0]) / (RANGE[1] - RANGE[0]) * 255).astype(np.uint8)
+
+
+def from_bytes(stored: np.ndarray) -> np.ndarray:
+    """The image that `as_bytes` stored, float32."""
+    return stored.astype(np.float32) / 255 * (RANGE[1] - RANGE[0]) + RANGE[0]
 
 
 def size_of(count: int, size: float, step: float) -> int:

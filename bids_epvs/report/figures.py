@@ -5,6 +5,7 @@ Pictures are shown as radiologists do: the patient's left on the right of the pi
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Mapping, Sequence
 
@@ -76,6 +77,11 @@ def jpeg(picture: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(picture).save(stream, format="JPEG", quality=88)
     return stream.getvalue()
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """A picture (``png``, ``jpeg``) as the source of an ``<img>``."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def blended(base: np.ndarray, overlay: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from markupsafe import Markup
 from bids_epvs.models import load
 from bids_epvs.prepare.regions import NAMES
 from bids_epvs.records import Analysis, Cohort
-from bids_epvs.report import plots, statistics
+from bids_epvs.report import figures, plots, statistics
 from bids_epvs.report.subject import environment
 from bids_epvs.report.wording import records
 
@@ -60,7 +59,10 @@ def render(
             notes=analysis.notes,
             quality=_quality(analysis.quality),
             verdicts=analysis.quality["verdict"].value_counts().to_dict(),
-            sheet=[(label, report_link(label), _uri(thumbnails[label])) for label in to_show(analysis, thumbnails)],
+            sheet=[
+                (label, report_link(label), figures.data_uri(thumbnails[label], "jpeg"))
+                for label in to_show(analysis, thumbnails)
+            ],
             hidden=max(0, len(thumbnails) - SHEET),
             methods=methods,
             references=references,
@@ -100,7 +102,7 @@ def payload(header: list[tuple[str, str]], rows: list[list[Any]]) -> Markup:
 
 
 def _quality(table: pd.DataFrame) -> Markup:
-    """The table of `stats.quality`, sessions to look at first."""
+    """The table of `quality.quality`, sessions to look at first."""
     names = ["verdict", "largest_z", "outliers", "disagreements", "missing_regions", "warnings", "reason"]
     header = [("session", "link to the report"), *((n.replace("_", " "), "") for n in names)]
     order = table["verdict"].map({"failed": 0, "check": 1, "ok": 2}).sort_values(kind="stable").index
@@ -110,10 +112,6 @@ def _quality(table: pd.DataFrame) -> Markup:
         for label, (_, row) in zip(_labels(sorted_table), sorted_table.iterrows(), strict=True)
     ]
     return payload(header, rows)
-
-
-def _uri(content: bytes) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
 
 
 def _section(cohort: Cohort, model: str) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ class Part:
     title, caption : str
     header : tuple of str
     rows : tuple of tuple of str
+        The first `MOST_ROWS` are kept.
     pictures : tuple of (str, str)
         Caption and ``<svg>`` or ``<img>``.
     file : str
@@ -45,9 +45,12 @@ class Part:
     caption: str
     header: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
-    pictures: tuple[tuple[str, str], ...] = field(default=())
+    pictures: tuple[tuple[str, str], ...] = ()
     file: str = ""
     folded: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", self.rows[:MOST_ROWS])
 
 
 def parts(cohort: Cohort, analysis: Analysis) -> dict[str, list[Part]]:
@@ -82,7 +85,7 @@ def descriptives(analysis: Analysis) -> list[Part]:
             "p",
         ]
         rows = []
-        for row in records(own.sort_values(["region", "model"], key=_ordered, kind="stable")):
+        for row in _in_order(own):
             cells = [
                 row["region"],
                 row["model"],
@@ -100,8 +103,13 @@ def descriptives(analysis: Analysis) -> list[Part]:
         title = "All sessions" if split == "all" else f"By {split}"
         header = tuple(head if split == "all" else [split, *head])
         file = "group_descriptives.tsv"
-        out.append(Part(title, caption, header, tuple(rows[:MOST_ROWS]), file=file, folded=split != "all"))
+        out.append(Part(title, caption, header, tuple(rows), file=file, folded=split != "all"))
     return out
+
+
+def _in_order(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows by region and method."""
+    return records(table.sort_values(["region", "model"], key=_ordered, kind="stable"))
 
 
 def _ordered(column: pd.Series) -> pd.Series:
@@ -157,9 +165,7 @@ def _counts_agree(title: str, own: pd.DataFrame, pictures: tuple[tuple[str, str]
         f"{_people(own)}, one session a person; 95 % intervals in brackets (ICC: F, CCC: Fisher's z, bias, slope: t). "
         "A slope other than 0 means that the difference grows with the size (Bland & Altman)."
     )
-    return Part(
-        f"{title}: counts and volumes", caption, header, tuple(rows[:MOST_ROWS]), pictures, "group_agreement.tsv"
-    )
+    return Part(f"{title}: counts and volumes", caption, header, tuple(rows), pictures, "group_agreement.tsv")
 
 
 def _grades_agree(title: str, own: pd.DataFrame) -> Part:
@@ -182,7 +188,7 @@ def _grades_agree(title: str, own: pd.DataFrame) -> Part:
         f"{_people(own)}, one session a person; 95 % intervals in brackets. Kappa collapses where one grade prevails, "
         "AC2 does not."
     )
-    return Part(f"{title}: grades", caption, header, tuple(rows[:MOST_ROWS]), file="group_agreement.tsv")
+    return Part(f"{title}: grades", caption, header, tuple(rows), file="group_agreement.tsv")
 
 
 def _williams(table: pd.DataFrame) -> Part:
@@ -195,9 +201,7 @@ def _williams(table: pd.DataFrame) -> Part:
         f"{_people(table)}. Williams' test (two-sided, n - 3 degrees of freedom) of two methods' correlations with the "
         "same rater."
     )
-    return Part(
-        "Which method is nearer to a rater", caption, header, tuple(rows[:MOST_ROWS]), file="group_williams.tsv"
-    )
+    return Part("Which method is nearer to a rater", caption, header, tuple(rows), file="group_williams.tsv")
 
 
 def _people(table: pd.DataFrame) -> str:
@@ -234,14 +238,14 @@ def repeatability(analysis: Analysis) -> list[Part]:
         "mean change",
     )
     rows = []
-    for r in records(table.sort_values(["region", "model"], key=_ordered, kind="stable")):
+    for r in _in_order(table):
         cells = (r["region"], r["model"], r["value"], text(r["n"], 0), ranged(r, "icc"), text(r["within_sd"]))
         rows.append((*cells, text(r["smallest_detectable_change"]), ranged(r, "change", 1)))
     caption = (
         f"{_people(table)} with at least two sessions, the first two of each; 95 % intervals in brackets (ICC: F, "
         "change: t). Real change between the sessions counts as error."
     )
-    return [Part("First and second session", caption, header, tuple(rows[:MOST_ROWS]), file="group_repeatability.tsv")]
+    return [Part("First and second session", caption, header, tuple(rows), file="group_repeatability.tsv")]
 
 
 def associations(analysis: Analysis) -> list[Part]:
@@ -253,12 +257,10 @@ def associations(analysis: Analysis) -> list[Part]:
         caption = f"{_regression_caption(fitted)} {_reasons(own[own['value'].isna()])}"
         header = ("region", "method", "term", "effect (95 % interval)", "p", "q", "n", "dispersion", "residual check p")
         rows = []
-        for r in records(fitted.sort_values(["region", "model"], key=_ordered, kind="stable")):
+        for r in _in_order(fitted):
             cells = (r["region"], r["model"], r["term"], ranged(r, "value", 3), chance(r["p"]), chance(r["q"]))
             rows.append((*cells, text(r["n"], 0), text(r["dispersion"]), chance(r["check_p"])))
-        out.append(
-            Part(formula, caption.strip(), header, tuple(rows[:MOST_ROWS]), _forests(fitted), "group_associations.tsv")
-        )
+        out.append(Part(formula, caption.strip(), header, tuple(rows), _forests(fitted), "group_associations.tsv"))
     return out
 
 
@@ -322,9 +324,8 @@ def frequency(maps: Sequence[FrequencyMap]) -> list[Part]:
 def _mosaic(share: np.ndarray, top: float, what: str) -> str:
     """An ``<img>`` of a map over the template."""
     base = icbm152("T1w")
-    heights = [
-        int(np.clip(round((np.linalg.inv(base.affine) @ [0, 0, z, 1])[2]), 0, base.shape[2] - 1)) for z in MAP_SLICES_MM
-    ]
+    inverse = np.linalg.inv(base.affine)
+    heights = [int(np.clip(round((inverse @ [0, 0, z, 1])[2]), 0, base.shape[2] - 1)) for z in MAP_SLICES_MM]
     picture = figures.jpeg(figures.heat(np.asarray(base.dataobj), share, top=top, slices=heights))
-    uri = base64.b64encode(picture).decode()
-    return f'<img src="data:image/jpeg;base64,{uri}" alt="frequency map, {what}" style="width:100%">'
+    uri = figures.data_uri(picture, "jpeg")
+    return f'<img src="{uri}" alt="frequency map, {what}" style="width:100%">'

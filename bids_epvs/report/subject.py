@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -190,7 +189,7 @@ def _keep(pictures: dict[str, bytes], name: str, content: bytes) -> str:
     """Remember a picture and return it as a data URI."""
     pictures[name] = content
     kind = "jpeg" if name.endswith(".jpg") else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return figures.data_uri(content, kind)
 
 
 def _decisions(view: View, model: str, pictures: dict[str, bytes]) -> list[dict]:

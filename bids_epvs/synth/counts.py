@@ -33,7 +33,7 @@ def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        For each index of `REGIONS` that is counted: ``image_<i>`` (uint8, `crops.Crop.image` -0.5 to 2 over 0-255),
+        For each index of `REGIONS` that is counted: ``image_<i>`` (uint8, `crops.as_bytes`),
         ``soft_<i>`` (uint8), ``mask_<i>`` (bool), ``at_<i>`` (int16, (n, 3) voxels) and ``share_<i>`` (float32, (n,)):
         points of EPVS and the part of one EPVS that each stands for; ``spacing``.
     """
@@ -50,7 +50,7 @@ def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
     out: dict[str, Any] = {"spacing": np.array(first.spacing, np.float32)}
     for number, own in count.sides(regions, image, first.spacing).items():
         at, share = points([t for t in seen if t.region == number], own, affine[:3, 3])
-        out[f"image_{number}"] = np.rint((own.image + 0.5) / 2.5 * 255).astype(np.uint8)
+        out[f"image_{number}"] = crops.as_bytes(own.image)
         out[f"soft_{number}"] = np.rint(own.soft * 255).astype(np.uint8)
         out[f"mask_{number}"], out[f"at_{number}"], out[f"share_{number}"] = own.mask, at, share
     return out

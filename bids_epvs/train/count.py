@@ -14,6 +14,7 @@ from scipy import stats
 
 from bids_epvs.measure import agreement
 from bids_epvs.models import count, gpunet
+from bids_epvs.prepare import crops
 from bids_epvs.prepare.regions import REGIONS
 from bids_epvs.prepare.resample import thickness
 from bids_epvs.train import loop
@@ -36,7 +37,7 @@ class Region:
     name : str
     slice_mm : float
     image : ndarray of uint8
-        `crops.Crop.image`, -0.5 to 2 over 0-255.
+        `crops.as_bytes`.
     soft : ndarray of uint8
         `crops.Crop.soft`, 255 = 1.
     mask : ndarray of bool
@@ -136,7 +137,7 @@ def _half(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 def _varied(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     """Intensities with a random scale, offset, exponent and noise."""
-    out = image.astype(np.float32) / 255 * 2.5 - 0.5
+    out = crops.from_bytes(image)
     out = np.sign(out) * np.abs(out) ** np.float32(np.exp(rng.normal(0, 0.12)))
     out = out * np.float32(np.exp(rng.normal(0, 0.08))) + np.float32(rng.normal(0, 0.03))
     return out + rng.standard_normal(out.shape, dtype=np.float32) * np.float32(rng.uniform(0, 0.03))
@@ -157,11 +158,9 @@ def loss(target: Any, density: Any) -> Any:
 
 def counted(model: keras.Model, region: Region) -> float:
     """Number of EPVS that a network finds in a whole region."""
-    pad = [(0, -n % count.MULTIPLE) for n in region.image.shape]
-    image = (region.image / np.float32(255) * np.float32(2.5) - np.float32(0.5)) * (region.soft / np.float32(255))
-    seen, mask = (np.pad(a.astype(np.float32), pad)[None, ..., None] for a in (image, region.mask))
-    told = count.marks(region.name, region.slice_mm)[None]
-    return float(np.asarray(model.predict_on_batch([seen, mask, told])).sum())
+    seen = crops.from_bytes(region.image) * (region.soft / np.float32(255))
+    given = count.inputs(seen, region.mask, region.name, region.slice_mm)
+    return float(np.asarray(model.predict_on_batch(list(given))).sum())
 
 
 def pairs(model: keras.Model, files: list[Path]) -> dict[tuple[str, str], np.ndarray]:
