@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Image
 
 
+SEVERITY = "Severity"
+"""Rating scale of two values: 0 none or mild, 1 moderate to severe."""
+POTTER = "Potter"
+"""Rating scale of Potter et al.: 0 to 4."""
 REFERENCES = ("T2w", "T1w", "FLAIR")
 """Sequences whose grid results may lie on; the first one that a session has."""
 
@@ -133,28 +137,70 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """A number that a method gives for a region as a whole.
+
+    Attributes
+    ----------
+    region : str
+        Name of `prepare.regions.NAMES`.
+    hemisphere : {'left', 'right', 'both'}
+    count : float, optional
+        EPVS (a regression need not give a whole number).
+    low, high : float, optional
+        Interval that holds the true count with 90 % probability.
+    rating : int, optional
+        Grade, or 0 and 1 for mild and severe.
+    scale : str, optional
+        Of the rating.
+    chances : tuple of float
+        Probability of each grade.
+    slice : int, optional
+        Canonical index of the axial slice that decided.
+    """
+
+    region: str
+    hemisphere: str
+    count: float | None = None
+    low: float | None = None
+    high: float | None = None
+    rating: int | None = None
+    scale: str | None = None
+    chances: tuple[float, ...] = ()
+    slice: int | None = None
+
+
+@dataclass(frozen=True)
 class Prediction:
-    """What one model says about one session, in the canonical frame.
+    """What one model says about one session, in the canonical frame; what a method does not give is None or empty.
 
     Attributes
     ----------
     model : str
         Key of MODELS.
-    probability : ndarray of float32
+    probability : ndarray of float32, optional
         Probability (or normalised response) of EPVS in each voxel, 0-1.
-    mask : ndarray of bool
+    mask : ndarray of bool, optional
         Binary EPVS.
     parameters : mapping
         What the prediction depended on, for the sidecar.
     notes : tuple of str
         Warnings.
+    instances : ndarray of int32, optional
+        One index an EPVS, where the method tells them apart itself.
+    saliency : ndarray of float32, optional
+        Attention or Grad-CAM map.
+    findings : tuple of Finding
     """
 
     model: str
-    probability: np.ndarray
-    mask: np.ndarray
+    probability: np.ndarray | None = None
+    mask: np.ndarray | None = None
     parameters: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    instances: np.ndarray | None = None
+    saliency: np.ndarray | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)

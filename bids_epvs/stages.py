@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from bids_epvs import __version__
+from bids_epvs import __version__, explain
 from bids_epvs.derivatives import columns, paths, write
 from bids_epvs.inputs.load import load_image
 from bids_epvs.inputs.query import find_segmentation
@@ -21,10 +21,11 @@ from bids_epvs.logs import versions
 from bids_epvs.measure import lesions as measure_lesions
 from bids_epvs.measure import ratings
 from bids_epvs.models import MODELS, load, parcellation, weights
+from bids_epvs.models.spec import ModelSpec
 from bids_epvs.prepare.regions import NAMES, REGIONS
 from bids_epvs.prepare.resample import canonical, to_canonical, to_native, voxel_spacing
 from bids_epvs.prepare.template import SPACE
-from bids_epvs.records import Prepared, Scan
+from bids_epvs.records import Prediction, Prepared, Scan
 from bids_epvs.report import boilerplate, subject
 from bids_epvs.report.subject import View
 from bids_epvs.settings import Settings
@@ -210,13 +211,16 @@ def read_prepared(scan: Scan, settings: Settings) -> Prepared:
 
 
 def model_files(scan: Scan, settings: Settings, name: str) -> dict[str, Path]:
-    """Paths of one model's images."""
+    """Paths of what one model writes, by its `ModelSpec.outputs`."""
     out = settings.output_dir
-    return {
+    every = {
+        "findings": paths.derivative(out, scan, desc=name, suffix="epvs", extension=".tsv"),
+        "saliency": paths.derivative(out, scan, desc=name, suffix="saliency"),
         "mask": paths.derivative(out, scan, label="EPVS", desc=name, suffix="mask"),
         "probability": paths.derivative(out, scan, label="EPVS", desc=name, suffix="probseg"),
         "instances": paths.derivative(out, scan, label="EPVS", desc=f"{name}instances", suffix="dseg"),
     }
+    return {kind: every[kind] for kind in load(name).outputs}
 
 
 def model(scan: Scan, settings: Settings, name: str, prepared_key: str, note: dict) -> str:
@@ -237,11 +241,7 @@ def model(scan: Scan, settings: Settings, name: str, prepared_key: str, note: di
     prepared = read_prepared(scan, settings)
     if spec.weights:
         parameters["weights"] = settings.weights_of(name)
-    prediction = spec.predict(prepared, parameters)
-    wanted = [i for i, r in REGIONS.items() if not settings.regions or r.name in settings.regions]
-    mask = prediction.mask & np.isin(prepared.regions, wanted)
-    labels = measure_lesions.instances(mask, prepared.voxel_mm3, minimum=limits[0], maximum=limits[1])
-    native = prepared.native
+    prediction = explain.added(spec, prepared, spec.predict(prepared, parameters), parameters)
     used = paths.bids_uri(images(scan, settings)[scan.reference], settings.output_dir, "")
     meta: dict[str, Any] = {
         "Sources": [used],
@@ -252,11 +252,43 @@ def model(scan: Scan, settings: Settings, name: str, prepared_key: str, note: di
     meta |= {"Notes": list(prediction.notes), "Calibrated": spec.calibrated, write.KEY: key}
     if spec.weights:
         meta["WeightsSHA256"] = content["weights"]
+    _write_maps(files, prediction, prepared, spec, meta)
+    if "instances" in files:
+        _write_instances(files, prediction, prepared, settings, meta)
+    if "findings" in files:
+        wanted = [f for f in prediction.findings if not settings.regions or f.region in settings.regions]
+        write.table(files["findings"], ratings.from_findings(wanted, name), meta={**columns.SUMMARY, **meta})
+    return key
+
+
+def _write_maps(files: Mapping[str, Path], made: Prediction, prepared: Prepared, spec: ModelSpec, meta: dict) -> None:
+    """Probability and saliency map of a method, where it has them."""
     text = "probability of EPVS" if spec.calibrated else "response of the method, 0.5 at its threshold; no probability"
-    write.image(
-        files["probability"], to_native(prediction.probability, native), native, meta={**meta, "Description": text}
-    )
-    about = {"Type": "Lesion", "Description": f"EPVS found by {name}"}
+    for kind, data, about in (
+        ("probability", made.probability, text),
+        ("saliency", made.saliency, spec.saliency),
+    ):
+        if kind in files:
+            values = np.zeros(prepared.regions.shape, np.float32) if data is None else data
+            write.image(
+                files[kind], to_native(values, prepared.native), prepared.native, meta={**meta, "Description": about}
+            )
+
+
+def _write_instances(
+    files: Mapping[str, Path], made: Prediction, prepared: Prepared, settings: Settings, meta: dict
+) -> None:
+    """Mask and instances of a method inside the regions asked for."""
+    wanted = [i for i, r in REGIONS.items() if not settings.regions or r.name in settings.regions]
+    inside = np.isin(prepared.regions, wanted)
+    if made.instances is not None:
+        labels = np.where(inside, made.instances, 0).astype(np.int32)
+    else:
+        mask = inside & (made.mask if made.mask is not None else False)
+        limits = {"minimum": settings.min_volume_mm3, "maximum": settings.max_volume_mm3}
+        labels = measure_lesions.instances(mask, prepared.voxel_mm3, **limits)
+    native = prepared.native
+    about = {"Type": "Lesion", "Description": f"EPVS found by {meta['Model']}"}
     write.image(files["mask"], to_native(labels > 0, native), native, meta={**meta, **about})
     small = labels.astype(np.uint16 if labels.max() < 65536 else np.int32)
     write.image(
@@ -265,7 +297,6 @@ def model(scan: Scan, settings: Settings, name: str, prepared_key: str, note: di
         native,
         meta={**meta, "Manual": False, "Description": "one index per EPVS"},
     )
-    return key
 
 
 def tables(scan: Scan, settings: Settings) -> dict[str, Path]:
@@ -298,24 +329,25 @@ def measures(scan: Scan, settings: Settings, model_keys: Mapping[str, str], prep
 
 
 def _measure(scan: Scan, settings: Settings, name: str, prepared: Prepared) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Lesions and summary of one model from its images on disk."""
-    files = model_files(scan, settings, name)
-    native = prepared.native
-    labels = to_canonical(nib.load(files["instances"]), native).astype(np.int32)
-    probability = to_canonical(nib.load(files["probability"]), native)
-    turned = nib.as_closest_canonical(native)
-    to_voxel = np.linalg.inv(native.affine) @ turned.affine
-    lesion = measure_lesions.describe(
-        labels,
-        prepared.regions,
-        prepared.spacing,
-        to_world=turned.affine,
-        to_native_voxel=to_voxel,
-        probability=probability,
-        model=name,
-    )
+    """Lesions (none for methods that mark none) and summary of one model from its files on disk."""
+    files, native = model_files(scan, settings, name), prepared.native
+    labels = np.zeros(prepared.regions.shape, np.int32)
+    lesion = pd.DataFrame(columns=measure_lesions.LESION_COLUMNS)
+    if "instances" in files:
+        labels = to_canonical(nib.load(files["instances"]), native).astype(np.int32)
+        response = files.get("probability", files.get("saliency"))
+        turned = nib.as_closest_canonical(native)
+        lesion = measure_lesions.describe(
+            labels,
+            prepared.regions,
+            prepared.spacing,
+            to_world=turned.affine,
+            to_native_voxel=np.linalg.inv(native.affine) @ turned.affine,
+            probability=to_canonical(nib.load(response), native) if response else None,
+            model=name,
+        )
     chosen = [r for r in load(name).regions if not settings.regions or r in settings.regions]
-    used = write.read_json(paths.sidecar(files["instances"]))["Parameters"]
+    used = write.read_json(paths.sidecar(next(iter(files.values()))))["Parameters"]
     known = {n: used[f"lesion_{n}"] for n in ("slope", "offset", "missed") if f"lesion_{n}" in used}
     summary = ratings.summarise(
         lesion,
@@ -327,6 +359,8 @@ def _measure(scan: Scan, settings: Settings, name: str, prepared: Prepared) -> t
         model=name,
         certainty=ratings.Certainty(**known) if known else None,
     )
+    if "findings" in files:
+        summary = ratings.merged(summary, write.read_table(files["findings"]), marks="instances" in files)
     return lesion, summary
 
 
@@ -337,6 +371,7 @@ def spaces(scan: Scan, settings: Settings, model_keys: Mapping[str, str], note: 
         targets = {
             name: paths.derivative(settings.output_dir, scan, space=space, label="EPVS", desc=name, suffix="mask")
             for name in model_keys
+            if "mask" in load(name).outputs
         }
         due = [n for n, t in targets.items() if not (settings.resume and write.is_current([t], model_keys[n]))]
         if not due:
@@ -365,11 +400,13 @@ def view(scan: Scan, settings: Settings, error: str) -> View:
     if error or not all(path.is_file() for path in ready):
         return View(scan, error or "no results: run the participant level", sources=sources)
     prepared = read_prepared(scan, settings)
-    masks = {}
+    masks, maps = {}, {}
     for name in settings.models or tuple(MODELS):
-        path = model_files(scan, settings, name)["instances"]
-        if path.is_file():
-            masks[name] = to_canonical(nib.load(path), prepared.native).astype(np.int32)
+        own = model_files(scan, settings, name)
+        if "instances" in own and own["instances"].is_file():
+            masks[name] = to_canonical(nib.load(own["instances"]), prepared.native).astype(np.int32)
+        if "saliency" in own and own["saliency"].is_file():
+            maps[name] = to_canonical(nib.load(own["saliency"]), prepared.native).astype(np.float32)
     files = tables(scan, settings)
     have = all(path.is_file() for path in files.values())
     return View(
@@ -379,6 +416,7 @@ def view(scan: Scan, settings: Settings, error: str) -> View:
         masks,
         write.read_table(files["summary"]) if have else None,
         sources,
+        maps,
     )
 
 

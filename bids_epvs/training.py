@@ -56,6 +56,25 @@ def parser() -> argparse.ArgumentParser:
             description=f"Simulate T2w scans and train the network that counts the EPVS of a region. {_RESUMES}",
         )
         _common(one, examples=(120, "two scans each"), judges=12, steps=5000, batch=(4, "blocks of regions"), rate=3e-3)
+        _on_scores(one, region=True)
+    one = which.add_parser(
+        "rating2d",
+        help="five-point rating of the basal ganglia from six slices",
+        description=f"Simulate T2w scans and train the network that rates the basal ganglia. {_RESUMES}",
+    )
+    _common(one, examples=(60, "16 scans each"), judges=8, steps=4000, batch=(32, "images"), rate=2e-3)
+    one.add_argument("--no-haar", dest="enhanced", action="store_false", help="without Haar enhancement (the ablation)")
+    _on_scores(one)
+    one.add_argument("--squared", action="store_true", help="mean squared error instead of cross-entropy")
+    one = which.add_parser(
+        "resnet152",
+        help="mild or severe EPVS of the basal ganglia, 3-D residual network",
+        description=f"Simulate T2w scans and train the network that tells mild from severe EPVS. {_RESUMES}",
+    )
+    _common(one, examples=(60, "16 scans each"), judges=8, steps=2000, batch=(20, "scans"), rate=1e-3)
+    _on_scores(one)
+    one.add_argument("--depth", type=int, default=152, choices=(50, 101, 152))
+    one.add_argument("--stride-z", type=int, default=2, choices=(1, 2), help="1 keeps slices apart")
     return p
 
 
@@ -90,10 +109,33 @@ def _common(
     one.add_argument("--nprocs", type=int, default=2, metavar="N", help="processes that simulate")
 
 
+def _on_scores(one: argparse.ArgumentParser, *, region: bool = False) -> None:
+    """Options of networks that learn from one number a session."""
+    one.add_argument(
+        "--scores",
+        type=Path,
+        metavar="TSV",
+        help="train on visual scores of your own: participant_id and a column such as BasalGanglia_rating or "
+        "anna_CentrumSemiovale_count; SOURCE is then the output of bids_epvs at the participant level",
+    )
+    if region:
+        one.add_argument("--region", default="BasalGanglia", help="with --scores: which region (default: %(default)s)")
+    else:
+        one.set_defaults(region="BasalGanglia")
+    one.add_argument("--rater", help="with --scores: whose")
+    one.add_argument(
+        "--cv", metavar="K", help="with --scores: folds by subject, each held out once; 'loo' for one each"
+    )
+
+
+_OWN = ("enhanced", "squared", "depth", "stride_z")
+"""Options of single networks, handed on to what trains them."""
+
+
 def train(args: argparse.Namespace) -> None:
     """Examples of the training subjects and of those kept apart, then the network."""
-    if getattr(args, "truth", None):
-        on_masks(args)
+    if getattr(args, "truth", None) or getattr(args, "scores", None):
+        on_own(args)
         return
     if not args.held_out:
         raise UsageError("no subject would judge.", where="--held-out", remedy="Name at least one.")
@@ -113,7 +155,7 @@ def _learn(
     args: argparse.Namespace,
     out: Path,
     learn: Callable[..., None],
-    packaged: Weights | None,
+    packaged: Weights,
     about: Mapping[str, object],
 ) -> None:
     """Train on ``out/examples``, judge on ``out/held-out``."""
@@ -129,10 +171,30 @@ def _learn(
         widths=tuple(args.widths) if args.widths else None,
         init=initial(args.init, packaged),
         about={"Model": args.model, **about},
+        **{k: getattr(args, k) for k in _OWN if hasattr(args, k)},
     )
 
 
-def on_masks(args: argparse.Namespace) -> None:
+def own_examples(args: argparse.Namespace) -> dict[str, list[Path]]:
+    """Examples of a dataset of one's own with masks or scores, by subject.
+
+    Raises
+    ------
+    UsageError
+        ``--cv`` and ``--held-out`` are both missing.
+    """
+    from bids_epvs.train import data, scores
+
+    if not args.cv and not args.held_out:
+        raise UsageError("no subject would judge.", where="--held-out", remedy="Name at least one, or use --cv.")
+    if getattr(args, "scores", None):
+        make = scores.maker(args.model, args.region)
+        found = scores.find(args.source, args.scores, args.model, args.region, args.rater)
+        return data.write(found, args.out / "all", make)
+    return data.write(data.find(args.source, args.truth), args.out / "all")
+
+
+def on_own(args: argparse.Namespace) -> None:
     """Train on a dataset of one's own, once or in folds by subject.
 
     Raises
@@ -143,7 +205,7 @@ def on_masks(args: argparse.Namespace) -> None:
     _, learn, packaged = parts(args.model)
     from bids_epvs.train import data
 
-    files = data.write(data.find(args.source, args.truth), args.out / "all")
+    files = own_examples(args)
     files = {s: own for s, own in files.items() if s not in args.exclude}
     if not args.cv:
         plans = {args.out: tuple(args.held_out)}
@@ -153,7 +215,7 @@ def on_masks(args: argparse.Namespace) -> None:
     for out, held_out in plans.items():
         data.split(files, held_out, out)
         about = {
-            "TrainedOn": f"{len(files) - len(held_out)} subjects of {args.truth}",
+            "TrainedOn": f"{len(files) - len(held_out)} subjects of {getattr(args, 'scores', None) or args.truth}",
             "HeldOutSubjects": [f"sub-{s}" for s in held_out],
             "Limits": "For research use.",
         }
@@ -184,8 +246,8 @@ def subjects(args: argparse.Namespace) -> tuple[Mapping[str, Path], Mapping[str,
     return heads, {s: every[s] for s in args.held_out}
 
 
-def parts(model: str) -> tuple[Callable[..., None], Callable[..., None], Weights | None]:
-    """What simulates the examples of a network, what trains it, and its packaged weights (None: it has none)."""
+def parts(model: str) -> tuple[Callable[..., None], Callable[..., None], Weights]:
+    """What simulates the examples of a network, what trains it, and its packaged weights."""
     # keras is imported by bids_epvs.train, after main has chosen its backend
     if model == "parcellation":
         from bids_epvs.synth import parcels
@@ -196,26 +258,28 @@ def parts(model: str) -> tuple[Callable[..., None], Callable[..., None], Weights
         from bids_epvs.synth import counts
         from bids_epvs.train import count
 
-        return counts.generate, partial(count.train, model=model), None
+        packaged = count.gpunet.WEIGHTS if model == "gpunet" else count.count.WEIGHTS
+        return counts.generate, partial(count.train, model=model), packaged
+    if model in ("rating2d", "resnet152"):
+        from bids_epvs.synth import grades as scans
+        from bids_epvs.train import grades
+
+        if model == "rating2d":
+            return scans.generate, grades.train_rating2d, grades.rating2d.WEIGHTS
+        return scans.generate, grades.train_resnet152, grades.resnet152.WEIGHTS
     from bids_epvs.synth import volumes
     from bids_epvs.train import unet
 
     return volumes.generate, unet.train, unet.unet.WEIGHTS
 
 
-def initial(given: str | None, packaged: Weights | None) -> Path | None:
-    """The file that ``--init`` means.
-
-    Raises
-    ------
-    UsageError
-        ``shipped``, for a network that has no packaged weights.
-    """
+def initial(given: str | None, packaged: Weights) -> Path | None:
+    """The file that ``--init`` means; raises as `models.weights.shipped`."""
     from bids_epvs.models import weights
 
-    if given == "shipped" and packaged is None:
-        raise UsageError("this network has no packaged weights yet.", where="--init", remedy="Name a file.")
-    return weights.shipped(packaged) if given == "shipped" and packaged else Path(given) if given else None
+    if given == "shipped":
+        return weights.shipped(packaged)
+    return Path(given) if given else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -48,17 +48,20 @@ class Case:
     truth, results : Path
         Folders that hold its files.
     models : tuple of str
-        What there are results of.
+        Methods with masks.
+    numbers : tuple of str
+        Methods that only count or rate.
     """
 
     label: str
     truth: Path
     results: Path
     models: tuple[str, ...]
+    numbers: tuple[str, ...] = ()
 
 
 def find(truth: Path, results: Path) -> list[Case]:
-    """Sessions that have an EPVS mask in both folders.
+    """Sessions that have an EPVS mask in the truth, and masks or a summary table in the results.
 
     Parameters
     ----------
@@ -77,8 +80,11 @@ def find(truth: Path, results: Path) -> list[Case]:
         label = mask.name.partition("_label-")[0]
         folder = results / mask.parent.relative_to(truth)
         made = sorted(folder.glob(f"{label}_label-EPVS_desc-*_mask.nii.gz"))
-        if made:
-            out.append(Case(label, mask.parent, folder, tuple(paths.parse(p)["desc"] for p in made)))
+        masks = tuple(paths.parse(p)["desc"] for p in made)
+        summary = folder / f"{label}_desc-summary_epvs.tsv"
+        told = dict.fromkeys(write.read_table(summary)["model"]) if summary.is_file() else {}
+        if masks or told:
+            out.append(Case(label, mask.parent, folder, masks, tuple(m for m in told if m not in masks)))
         else:
             logger.warning("%s: truth without results", label)
     if not out:
@@ -235,9 +241,13 @@ class Measured:
     reliability: list[dict[str, object]]
 
 
-def measure(case: Case) -> Measured:
-    """Measure one session."""
-    known = read_truth(case)
+def resolution(known: Known) -> str:
+    """``thick`` slices or ``isotropic``."""
+    return "thick" if max(known.spacing) > THICK_MM else "isotropic"
+
+
+def measure(case: Case, known: Known) -> Measured:
+    """Measure the masks of one session."""
     inside = {"all": known.regions > 0}
     for name in NAMES:
         where = np.isin(known.regions, [i for i, r in REGIONS.items() if r.name == name])
@@ -247,7 +257,7 @@ def measure(case: Case) -> Measured:
     about = {
         "label": case.label,
         "slice_mm": round(known.spacing[2], 3),
-        "resolution": "thick" if max(known.spacing) > THICK_MM else "isotropic",
+        "resolution": resolution(known),
         "mimics": "unknown" if known.mimics is None else "with" if known.mimics.any() else "without",
         "contrast": next((name for end, name in CONTRASTS if contrast < end), "unknown"),
         "contrast_to_noise": contrast,
@@ -306,4 +316,4 @@ def diameters(lesions: pd.DataFrame) -> pd.DataFrame:
                     "sensitivity": share,
                 }
             )
-    return pd.DataFrame(out)
+    return pd.DataFrame(out, columns=["model", "diameter_mm", "n", "found", "sensitivity"])

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +15,7 @@ import pandas as pd
 from bids_epvs import __version__
 from bids_epvs.derivatives import write
 from bids_epvs.errors import EpvsError, NothingToDoError, UsageError
-from bids_epvs.evaluate import cases, tables
+from bids_epvs.evaluate import cases, hits, numbers, tables
 from bids_epvs.report import evaluation
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def chosen(args: argparse.Namespace) -> list[cases.Case]:
     if not found:
         raise NothingToDoError("no session of these participants has truth and results.", where=args.truth)
     if args.models:
-        there = {m for c in found for m in c.models}
+        there = {m for c in found for m in (*c.models, *c.numbers)}
         unknown = [m for m in args.models if m not in there]
         if unknown:
             raise UsageError(
@@ -65,8 +66,22 @@ def chosen(args: argparse.Namespace) -> list[cases.Case]:
                 where="--models",
                 remedy=f"There are: {', '.join(sorted(there))}.",
             )
-        found = [cases.Case(c.label, c.truth, c.results, tuple(m for m in args.models if m in c.models)) for c in found]
+        found = [replace(c, models=_kept(c.models, args.models), numbers=_kept(c.numbers, args.models)) for c in found]
     return found
+
+
+def _kept(there: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
+    """Those of the methods asked for that are there."""
+    return tuple(m for m in wanted if m in there)
+
+
+def measured(case: cases.Case) -> tuple[cases.Measured, list[dict], list[dict]]:
+    """Masks, numbers and marks of one session."""
+    known = cases.read_truth(case)
+    kind = cases.resolution(known)
+    told = list(numbers.rows(case, known, kind, (*case.models, *case.numbers)))
+    made = [row for m in (*case.models, *case.numbers) for row in hits.rows(case, known, m, kind)]
+    return cases.measure(case, known), told, made
 
 
 def evaluate(args: argparse.Namespace) -> Path:
@@ -74,20 +89,34 @@ def evaluate(args: argparse.Namespace) -> Path:
     found = chosen(args)
     if args.nprocs > 1:
         with ProcessPoolExecutor(args.nprocs) as pool:
-            measured = list(pool.map(cases.measure, found))
+            made = list(pool.map(measured, found))
     else:
-        measured = [cases.measure(case) for case in found]
-    sessions = pd.DataFrame([row for m in measured for row in m.rows])
-    lesions = pd.DataFrame([row for m in measured for row in m.lesions], columns=cases.LESION_COLUMNS)
-    bins = pd.DataFrame([row for m in measured for row in m.reliability], columns=cases.RELIABILITY_COLUMNS)
+        made = [measured(case) for case in found]
+    sessions = pd.DataFrame([row for m, _, _ in made for row in m.rows])
+    lesions = pd.DataFrame([row for m, _, _ in made for row in m.lesions], columns=cases.LESION_COLUMNS)
+    bins = pd.DataFrame([row for m, _, _ in made for row in m.reliability], columns=cases.RELIABILITY_COLUMNS)
+    told = pd.DataFrame([row for _, t, _ in made for row in t], columns=numbers.COLUMNS)
+    marks = pd.DataFrame([row for _, _, k in made for row in k])
     bins = tables.reliability(bins)
-    summary, diameters = tables.summary(sessions), cases.diameters(lesions)
+    summary = tables.summary(sessions) if len(sessions) else pd.DataFrame()
+    diameters = cases.diameters(lesions)
+    regional = {
+        "counts": numbers.counts(told),
+        "williams": numbers.williams(told),
+        "grades": numbers.grades(told),
+        "severity": numbers.severity(told),
+        "hits": hits.table(marks) if len(marks) else pd.DataFrame(),
+    }
     about = {k: {"Description": v} for k, v in tables.DESCRIPTIONS.items()}
     write.table(args.out / "evaluation_sessions.tsv", sessions, meta=about)
     write.table(args.out / "evaluation_lesions.tsv", lesions)
     write.table(args.out / "evaluation_diameters.tsv", diameters)
     write.table(args.out / "evaluation_reliability.tsv", bins)
     write.table(args.out / "evaluation.tsv", summary, meta=about)
+    write.table(args.out / "evaluation_numbers.tsv", told)
+    for name, content in regional.items():
+        if len(content):
+            write.table(args.out / f"evaluation_{name}.tsv", content, meta=tables.described(content.columns))
     simulated = any((c.truth / f"{c.label}_label-EPVS_probseg.nii.gz").is_file() for c in found)
     remarks = [SIMULATED] if simulated else []
     wrong = lesions[(lesions["kind"] == "wrong") & lesions["on_mimic"].notna()]
@@ -99,8 +128,10 @@ def evaluate(args: argparse.Namespace) -> Path:
         summary,
         diameters[diameters["n"] > 0],
         bins,
+        regional,
+        told,
         shown=tables.MEANS,
-        descriptions=tables.DESCRIPTIONS,
+        descriptions={**tables.REGIONAL, **tables.DESCRIPTIONS},
         remarks=remarks,
         versions={"bids_epvs": __version__},
     )

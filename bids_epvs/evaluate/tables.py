@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -39,6 +41,46 @@ DESCRIPTIONS = {
     "bias_count": "mean of found - truth",
     "bias_volume": "mean of found - truth, mm3",
 }
+
+
+REGIONAL = {
+    "pearson": "correlation of counts with the truth",
+    "mae": "mean absolute error of counts",
+    "icc": "ICC(2,1) of counts with the truth",
+    "ccc": "Lin's concordance of counts",
+    "bias": "mean of found - truth",
+    "limit_low": "lower limit of agreement",
+    "limit_high": "upper limit of agreement",
+    "coverage": "share of sessions whose true count lies in the 90 % interval",
+    "t": "Williams' t",
+    "p": "two-sided p, n - 3 degrees of freedom",
+    "r_a": "correlation of the first method with the truth",
+    "r_b": "correlation of the second method with the truth",
+    "accuracy": "share of sessions with the true grade or class (exact interval)",
+    "p_no_information": "one-sided p against always saying the most frequent answer",
+    "kappa": "Cohen's kappa with quadratic weights",
+    "ac2": "Gwet's AC2 with ordinal weights",
+    "spearman": "rank correlation of grades",
+    "rps": "ranked probability score of grades, 0 is perfect",
+    "auc": "area under the ROC curve (interval of DeLong)",
+    "sensitivity": "share of the severe that are called so",
+    "specificity": "share of the mild that are called so",
+    "ppv": "share of those called severe that are",
+    "npv": "share of those called mild that are",
+    "f1": "2 TP / (2 TP + FP + FN)",
+    "brier": "mean squared error of the probability",
+    "epvs": "EPVS that show, in all images",
+    **{
+        f"hit_at_{k:g}": f"share of EPVS hit at {k:g} wrong marks a region of an image"
+        for k in (0.5, 1.0, 1.5, 2.0, 5.0, 10.0)
+    },
+}
+"""Columns of the tables of counts, grades, severity and marks."""
+
+
+def described(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Data dictionary of a table of `REGIONAL` columns."""
+    return {n: {"Description": REGIONAL[n]} for n in names if n in REGIONAL}
 
 
 def summary(sessions: pd.DataFrame) -> pd.DataFrame:

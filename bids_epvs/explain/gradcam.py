@@ -7,11 +7,16 @@ Selvaraju et al. 2017, doi:10.1109/ICCV.2017.74. Display scale 0-10: Williamson 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage, stats
+
+from bids_epvs.models import resnet152
+from bids_epvs.prepare.regions import NAMES, REGIONS
+from bids_epvs.records import Prediction, Prepared
 
 if TYPE_CHECKING:
     import keras
@@ -52,31 +57,46 @@ def gradcam(model: keras.Model, image: np.ndarray, layer: str, *, output: str = 
 
 
 def gradients(model: keras.Model, image: np.ndarray, layer: str, output: str) -> tuple[np.ndarray, np.ndarray]:
-    """Feature maps of a layer and the gradient of an output with respect to them, both (x, y, z, maps).
-
-    The only place that calls a backend by name.
-    """
+    """Feature maps of a layer and the gradient of an output with respect to them, both (x, y, z, maps)."""
     import keras
 
     parts = [model.get_layer(name).output for name in (layer, output)]
     both = keras.Model(model.inputs, parts)
-    seen = np.asarray(image, np.float32)[None]
+    return _slopes(lambda given: both(given), np.asarray(image, np.float32)[None], inner=True)
+
+
+def input_gradients(model: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs (n,) of a model with one output and their gradients with respect to its inputs (n, X, Y, Z, channels)."""
+    values, slopes = _slopes(lambda given: (given, model(given, training=False)), np.asarray(images, np.float32))
+    return values, slopes
+
+
+def _slopes(run: Any, seen: np.ndarray, *, inner: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Gradient of the sum of the second result of `run` with respect to the first.
+
+    Returns the first item of features and gradient (`inner`), or values of the second result and gradients of all
+    items. The only place that calls a backend by name.
+    """
+    import keras
+
     if keras.backend.backend() == "torch":
         import torch
 
         with torch.enable_grad():
-            features, score = both(keras.ops.convert_to_tensor(seen).requires_grad_())
+            features, score = run(keras.ops.convert_to_tensor(seen).requires_grad_())
             (slope,) = torch.autograd.grad(score.sum(), features)
-        return features[0].detach().cpu().numpy(), slope[0].cpu().numpy()
-    if keras.backend.backend() == "tensorflow":
+        first, second, third = (a.detach().cpu().numpy() for a in (features, slope, score))
+    elif keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
             given = tf.convert_to_tensor(seen)
             tape.watch(given)  # so that everything computed from it is recorded
-            features, score = both(given)
-        return features[0].numpy(), tape.gradient(score, features)[0].numpy()
-    raise NotImplementedError(f"Grad-CAM needs TensorFlow or torch, not {keras.backend.backend()}")
+            features, score = run(given)
+        first, second, third = features.numpy(), tape.gradient(score, features).numpy(), score.numpy()
+    else:
+        raise NotImplementedError(f"gradients need TensorFlow or torch, not {keras.backend.backend()}")
+    return (first[0], second[0]) if inner else (third.reshape(len(seen)), second)
 
 
 def resized(small: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
@@ -119,3 +139,30 @@ def spread(shown: np.ndarray, inside: np.ndarray) -> Spread:
     skewness = float(stats.skew(positive)) if positive.size > 2 and np.ptp(positive) > 0 else 0.0
     counts, _ = np.histogram(values, bins=10, range=(0, 10))
     return Spread(float((values > HIGH).mean()), skewness, tuple(int(n) for n in counts))
+
+
+def explain(prepared: Prepared, made: Prediction, parameters: Mapping[str, Any]) -> Prediction:
+    """Add the Grad-CAM map of the severity classifier, in the scan's own space, and how it is distributed."""
+    found = resnet152.seen(prepared)
+    if found is None:
+        return made
+    image, where = found
+    model, _ = resnet152.network(parameters.get("weights"))
+    small = gradcam(model, image[..., None], parameters["layer"])
+    saliency = where.back(resized(small, resnet152.SHAPE)) * prepared.brain
+    inside = where.back(np.ones(resnet152.SHAPE, np.float32)) > 0.5
+    seen = spread(displayed(saliency), inside & prepared.brain)
+    about = {"FractionAbove7": round(seen.high, 4), "Skewness": round(seen.skewness, 3), "Histogram": seen.counts}
+    shares = {k: round(v, 4) for k, v in by_region(saliency, prepared.regions).items()}
+    return replace(made, saliency=saliency, parameters={**made.parameters, **about, "ShareByRegion": shares})
+
+
+def by_region(saliency: np.ndarray, regions: np.ndarray) -> dict[str, float]:
+    """Share of the sum of a map that lies in each region; 0 for an empty map."""
+    total = float(saliency.sum())
+    return {
+        name: float(saliency[np.isin(regions, [i for i, r in REGIONS.items() if r.name == name])].sum()) / total
+        if total > 0
+        else 0.0
+        for name in NAMES
+    }

@@ -35,7 +35,7 @@ def read(source: Path) -> pd.DataFrame:
         ``participant_id``, ``session_id`` (where a table has sessions), ``rater``, ``region``, ``value``, ``score``;
         empty where nothing fits.
     """
-    parts = [_scores(path) for path in sorted((source / "phenotype").glob("*.tsv"))]
+    parts = [scores(path) for path in sorted((source / "phenotype").glob("*.tsv"))]
     parts = [p for p in parts if len(p)]
     if not parts:
         return pd.DataFrame(columns=[c for c in COLUMNS if c != "session_id"])
@@ -44,7 +44,7 @@ def read(source: Path) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _scores(path: Path) -> pd.DataFrame:
+def scores(path: Path) -> pd.DataFrame:
     """The scores of one table."""
     try:
         table = pd.read_csv(path, sep="\t", na_values="n/a", keep_default_na=False, dtype={"participant_id": str})

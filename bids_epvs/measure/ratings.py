@@ -16,6 +16,7 @@ import pandas as pd
 
 from bids_epvs.measure import agreement
 from bids_epvs.prepare.regions import REGIONS
+from bids_epvs.records import POTTER, SEVERITY, Finding
 
 SUMMARY_COLUMNS = [
     *("model", "region", "hemisphere", "count", "count_low", "count_high", "volume_mm3", "volume_fraction"),
@@ -25,8 +26,6 @@ SUMMARY_COLUMNS = [
 GRADES = 5
 GRADED = ("BasalGanglia", "CentrumSemiovale")
 """Regions that Potter's scale grades from 0 to 4."""
-SEVERITY = "Severity"
-"""Rating scale of two values: 0 none or mild, 1 moderate to severe."""
 SEVERE_GRADE = 2
 """Potter grade from which EPVS are moderate to severe (more than ten in the fullest slice)."""
 _ADAMS_SLICE = {"BasalGanglia": "anterior_commissure", "CentrumSemiovale": "adams_cso"}
@@ -180,7 +179,7 @@ def _side(
         "volume_mm3": round(volume, 3),
         "volume_fraction": round(volume / size, 6),
         "rating": rating,
-        "rating_scale": None if rating is None else "Potter",
+        "rating_scale": None if rating is None else POTTER,
         "slice": best,
         "slice_count": top,
         "adams_count": adams,
@@ -199,6 +198,55 @@ def _sure(distribution: np.ndarray, grades: np.ndarray | None) -> dict[str, Any]
     low, high = agreement.interval(distribution)
     columns = {} if grades is None else {f"p_{k}": round(float(p), 4) for k, p in enumerate(grades)}
     return {"count_low": low, "count_high": high, **columns, _COUNTS: distribution, _GRADES: grades}
+
+
+def from_findings(found: Iterable[Finding], model: str) -> pd.DataFrame:
+    """Findings of a method as rows with the `SUMMARY_COLUMNS` that they know."""
+    rows = []
+    for f in found:
+        row = {"model": model, "region": f.region, "hemisphere": f.hemisphere, "count": f.count}
+        row |= {"count_low": f.low, "count_high": f.high, "rating": f.rating, "rating_scale": f.scale}
+        rows.append({**row, **{f"p_{k}": round(p, 4) for k, p in enumerate(f.chances)}, "slice": f.slice})
+    table = pd.DataFrame(rows, columns=[c for c in SUMMARY_COLUMNS if c in _FOUND])
+    words = ("model", "region", "hemisphere", "rating_scale")
+    return table.astype({c: float for c in table.columns if c not in words})
+
+
+_FOUND = (
+    *("model", "region", "hemisphere", "count", "count_low", "count_high", "rating", "rating_scale", "slice"),
+    *(f"p_{k}" for k in range(GRADES)),
+)
+_MARKED = ("slice", "slice_count")
+"""What marks say of a region even where a method gives the count itself."""
+
+
+def merged(summary: pd.DataFrame, found: pd.DataFrame, *, marks: bool) -> pd.DataFrame:
+    """A summary in which a method's own findings stand for what `summarise` counts.
+
+    Parameters
+    ----------
+    summary : DataFrame
+        From `summarise`; supplies rows, volumes of regions and, where `marks`, the fullest slice.
+    found : DataFrame
+        From `from_findings`. A region that it does not name keeps its row, with missing values.
+    marks : bool
+        Whether the method marks EPVS.
+
+    Returns
+    -------
+    DataFrame
+        Columns `SUMMARY_COLUMNS`. Counts of hippocampus and midbrain are Adams' too; the midbrain is graded by Potter.
+    """
+    keep = ["model", "region", "hemisphere", "region_volume_mm3", *(_MARKED if marks else ())]
+    own = found.drop(columns=[c for c in _MARKED if marks and c in found])
+    out = summary[keep].merge(own, on=["model", "region", "hemisphere"], how="left")
+    counted = out["count"].notna() & (out["region_volume_mm3"] > 0)
+    whole = counted & out["region"].isin(["Hippocampus", "Midbrain"])
+    out["adams_count"] = out["count"].where(whole)
+    small = counted & (out["region"] == "Midbrain") & out["rating"].isna()
+    out["rating"] = out["rating"].astype(float).where(~small, (out["count"].astype(float) >= 0.5).astype(float))
+    out["rating_scale"] = out["rating_scale"].astype(object).where(~small, POTTER)
+    return out.reindex(columns=SUMMARY_COLUMNS)
 
 
 _COUNTS, _GRADES = "distribution of the count", "probabilities of grades"

@@ -8,9 +8,14 @@ Dubost et al. 2020, Weakly supervised object detection with 2D and 3D regression
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from bids_epvs.models import count
+from bids_epvs.models import count, weights
+from bids_epvs.models.spec import ModelSpec, Weights
+from bids_epvs.prepare import crops
 
 if TYPE_CHECKING:
     import keras
@@ -33,3 +38,45 @@ def build(widths: tuple[int, ...] = WIDTHS) -> keras.Model:
     x = layers.Concatenate()([layers.UpSampling3D(2)(x), skip])
     x = count.convolve(count.convolve(x, widths[0]), widths[0])
     return keras.Model([image, mask, told], count.density(x, mask, 1), name="gpunet")
+
+
+WEIGHTS = Weights(
+    file="gpunet.npz",
+    sha256="",
+    licence="Apache-2.0",
+    trained_on="simulated T2w of twelve label maps (see gpunet.json beside the weights)",
+)
+
+
+@cache
+def network(file: Path | None = None) -> tuple[keras.Model, Mapping[str, Any]]:
+    """The network and its calibration, packaged or from a file; see `weights.restored`."""
+    model, path = weights.restored(build, WEIGHTS, file, what="the network gpunet", instead="choose --models frangi")
+    return model, weights.calibration(path)
+
+
+SPEC = ModelSpec(
+    name="gpunet",
+    title="Counts by regression with attention maps (GP-UNet), trained on simulated EPVS",
+    doi="10.1016/j.media.2020.101767",
+    citation=(
+        "Dubost F, Adams H, Yilmaz P, et al. Weakly supervised object detection with 2D and 3D regression neural "
+        "networks. Med Image Anal 2020;65:101767."
+    ),
+    task="count",
+    suffixes=("T2w",),
+    regions=count.COUNTED,
+    predict=count.predictor("gpunet", network),
+    spacing=crops.SPACING_MM,
+    normalise="0.5 to 99.5 percentile of the region become 0 to 1",
+    build=build,
+    weights=WEIGHTS,
+    outputs=("mask", "instances", "saliency", "findings"),
+    explain="attention",
+    saliency="attention: EPVS per mm3; its sum times the volume of a voxel is the count",
+    deviations=(
+        *count.COMMON,
+        "The attention map is the density itself, the softplus of the linear combination of the last features.",
+        "EPVS marked are the highest peaks of the map, as many as are counted in each region and hemisphere.",
+    ),
+)

@@ -58,8 +58,14 @@ class ModelSpec:
         Defaults of `predict`; recorded with every result and part of its hash.
     spacing, shape, normalise : optional
         What a network expects of its input.
-    build, explain : callable, optional
-        Network, and saliency map.
+    build : callable, optional
+        Network.
+    outputs : tuple of str
+        What it writes: ``mask, probability, instances, saliency, findings``.
+    explain : str
+        Module of `bids_epvs.explain` whose ``explain(prepared, prediction, parameters)`` adds map or detections.
+    saliency : str
+        What the values of the map say, in words.
     weights : Weights, optional
         None for methods that need none.
     calibrated : bool
@@ -83,7 +89,9 @@ class ModelSpec:
     shape: tuple[int, int, int] | None = None
     normalise: str = ""
     build: Callable[..., Any] | None = None
-    explain: Callable[..., Any] | None = None
+    outputs: tuple[str, ...] = ("mask", "probability", "instances")
+    explain: str = ""
+    saliency: str = ""
     weights: Weights | None = None
     calibrated: bool = False
     needs_t2w: bool = True

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from bids_epvs.prepare.resample import bounding_box
+from bids_epvs.prepare.resample import along_axes, bounding_box, overlap
 
 SPACING_MM = (0.5, 0.5, 0.8)
 DILATED_MM = 2.0
@@ -126,23 +126,10 @@ def back(values: np.ndarray, made: Crop, shape: tuple[int, ...]) -> np.ndarray:
     """
     block = values[::-1] if made.mirrored else values
     part = tuple(b.stop - b.start for b in made.box)
-    for axis in range(3):
-        weights = overlap(part[axis], made.spacing[axis], block.shape[axis], SPACING_MM[axis])
-        block = np.moveaxis(np.tensordot(weights, block, axes=(1, axis)), 0, axis)
+    sizes = zip(part, made.spacing, block.shape, SPACING_MM, strict=True)
     out = np.zeros(shape, np.float32)
-    out[made.box] = block
+    out[made.box] = along_axes(block, [overlap(*s) for s in sizes])
     return out
-
-
-def overlap(count: int, size: float, others: int, step: float) -> np.ndarray:
-    """(count, others): shares of the voxels of `step` mm in a window around each voxel of `size` mm; rows sum to 1."""
-    width = max(size, step)
-    centres = (np.arange(count) + 0.5) * size
-    edges = np.arange(others + 1) * step
-    low, high = centres - width / 2, centres + width / 2
-    shared = np.minimum(edges[None, 1:], high[:, None]) - np.maximum(edges[None, :-1], low[:, None])
-    shared = np.maximum(shared, 0)
-    return (shared / np.maximum(shared.sum(axis=1, keepdims=True), 1e-9)).astype(np.float32)
 
 
 def voxel_of(points_mm: np.ndarray, made: Crop) -> np.ndarray:

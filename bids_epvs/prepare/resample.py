@@ -119,6 +119,41 @@ def _linear_along(data: np.ndarray, axis: int, scale: float, offset: float, n: i
     return data if total is None else total
 
 
+def overlap(count: int, size: float, others: int, step: float, *, start: float = 0.0) -> np.ndarray:
+    """How much each voxel of one row shares with those of another, for means that neither gain nor lose.
+
+    Parameters
+    ----------
+    count, size : int, float
+        Voxels wanted and their size (mm).
+    others, step : int, float
+        Voxels that there are and their size (mm).
+    start : float
+        Where the first wanted voxel begins, mm from where the other row does.
+
+    Returns
+    -------
+    ndarray of float32
+        (count, others): shares of the other voxels in a window around each wanted one, as wide as the larger of both
+        sizes. Rows sum to 1, or are 0 where the window lies outside the other row.
+    """
+    width = max(size, step)
+    centres = start + (np.arange(count) + 0.5) * size
+    edges = np.arange(others + 1) * step
+    low, high = centres - width / 2, centres + width / 2
+    shared = np.minimum(edges[None, 1:], high[:, None]) - np.maximum(edges[None, :-1], low[:, None])
+    shared = np.maximum(shared, 0)
+    return (shared / np.maximum(shared.sum(axis=1, keepdims=True), 1e-9)).astype(np.float32)
+
+
+def along_axes(data: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
+    """Weighted sums along each axis in turn: `weights[a]` is (wanted, data.shape[a]); float32."""
+    out = np.asarray(data, np.float32)
+    for axis, matrix in enumerate(weights):
+        out = np.moveaxis(np.tensordot(matrix, out, axes=(1, axis)), 0, axis)
+    return out
+
+
 THICK_MM = 1.5
 """Slices farther apart than this are called thick."""
 

@@ -10,6 +10,7 @@ import pandas as pd
 from bids_epvs.report import plots
 from bids_epvs.report.group import cell
 from bids_epvs.report.subject import environment
+from bids_epvs.report.wording import chance
 
 AGREEMENT = ("icc_count", "icc_volume", "ccc_count", "pearson_count", "bias_count", "bias_volume")
 
@@ -19,6 +20,8 @@ def render(
     summary: pd.DataFrame,
     diameters: pd.DataFrame,
     reliability: pd.DataFrame,
+    regional: Mapping[str, pd.DataFrame],
+    numbers: pd.DataFrame,
     *,
     shown: Sequence[str],
     descriptions: Mapping[str, str],
@@ -32,6 +35,10 @@ def render(
     sessions, summary, diameters, reliability : DataFrame
         A row for each session, method and region; for each part, method and region; for each method and diameter; for
         each method and bin of probability.
+    regional : mapping
+        Tables of what is said of whole regions: ``counts, williams, grades, severity, hits``.
+    numbers : DataFrame
+        A row for each session, method and region: counts found and true.
     shown : sequence of str
         Measures whose mean and standard error are shown.
     descriptions : mapping
@@ -40,14 +47,18 @@ def render(
         What a reader must know, such as that the truth was simulated.
     versions : mapping
     """
-    models = list(dict.fromkeys(summary["model"]))
+    models = list(dict.fromkeys(summary["model"])) if len(summary) else []
+    labels = numbers["label"] if sessions.empty else sessions["label"]
+    parts = summary.groupby("part", sort=False) if len(summary) else ()
     return (
         environment()
         .get_template("evaluation.html")
         .render(
-            n=sessions["label"].nunique(),
+            n=labels.nunique(),
             remarks=remarks,
-            parts=[_part(part, rows) for part, rows in summary.groupby("part", sort=False)],
+            parts=[_part(part, rows) for part, rows in parts],
+            regional=[_table(name, regional[name]) for name in TITLES if len(regional[name])],
+            by_region=_scatter(numbers),
             shown=shown,
             agreement=AGREEMENT,
             figures=[_figures(m, sessions[(sessions["model"] == m) & (sessions["region"] == "all")]) for m in models],
@@ -61,6 +72,46 @@ def render(
             versions=versions,
         )
     )
+
+
+TITLES = {
+    "counts": "Counts by region",
+    "williams": "Which method's counts correlate better with the truth (Williams' test)",
+    "grades": "Grades (Potter)",
+    "severity": "None or mild against moderate to severe",
+    "hits": "EPVS hit at a number of wrong marks a region of an image",
+}
+_WORDS = ("part", "model", "region", "a", "b", "resolution")
+
+
+def _table(name: str, content: pd.DataFrame) -> dict[str, Any]:
+    """Title, header and cells of one of the regional tables; ends of intervals stand behind their value."""
+    names = [str(c) for c in content]
+    ends = {c for c in names if c.endswith(("_low", "_high")) and c.rpartition("_")[0] in names}
+    shown = [c for c in names if c not in ends]
+    rows = []
+    for row in content.to_dict("records"):
+        cells = []
+        for c in shown:
+            text = str(row[c]) if c in _WORDS else chance(row[c]) if c in ("p", "p_no_information") else cell(row[c])
+            if f"{c}_low" in ends and pd.notna(row[f"{c}_low"]):
+                text += f" ({cell(row[f'{c}_low'])} to {cell(row[f'{c}_high'])})"
+            cells.append(text)
+        rows.append(cells)
+    return {"name": name, "title": TITLES[name], "header": shown, "rows": rows}
+
+
+def _scatter(numbers: pd.DataFrame) -> list[dict[str, str]]:
+    """Scatter and Bland-Altman plots of the counts of each method and region."""
+    known = numbers[numbers["count"].notna() & numbers["count_truth"].notna()]
+    return [
+        {
+            "title": f"{model}, {region}",
+            "picture": plots.comparison(rows["count_truth"].to_numpy(float), rows["count"].to_numpy(float), "EPVS"),
+        }
+        for (model, region), rows in known.groupby(["model", "region"], sort=False)
+        if len(rows) > 1
+    ]
 
 
 def _part(part: Any, rows: pd.DataFrame) -> dict[str, Any]:

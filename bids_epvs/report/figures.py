@@ -116,7 +116,7 @@ def tile(
     image : ndarray
         (X, Y, Z) canonical.
     layers : mapping
-        Any of ``brain`` (bool), ``regions`` (indices), ``epvs`` (bool): outlines in the overlay.
+        Any of ``brain`` (bool), ``regions`` (indices), ``epvs`` (bool): outlines; ``map`` (0-1): colours.
     axis, index : int
         Which slice.
     spacing : sequence of float
@@ -144,12 +144,35 @@ def tile(
     if "epvs" in layers:
         big = scaled(plane(layers["epvs"], axis, index)[cut].astype(np.uint8), size, smooth=False)
         paint(overlay, ndimage.binary_dilation(big > 0).astype(np.uint8) - (big > 0), {1: EPVS_COLOR})
+    if "map" in layers:
+        level = scaled(plane(layers["map"], axis, index)[cut].astype(np.float32), size, smooth=True)
+        overlay = np.maximum(overlay, colored(np.clip(level, 0, 1)))
     if caption:
         base = write_text(base, caption, (4, 2), "white")
     if axis != 0:
         base = write_text(base, "R", (4, size[0] - 14), "white")
         base = write_text(base, "L", (width - 12, size[0] - 14), "white")
     return base, overlay
+
+
+MAP_SHOWN = 0.08
+"""Values of a map below this are transparent."""
+
+
+def colored(level: np.ndarray) -> np.ndarray:
+    """Values 0-1 in the colours of ``inferno`` (RGBA), transparent where they are small."""
+    from matplotlib import colormaps
+
+    out = colormaps["inferno"](0.25 + 0.75 * level, bytes=True)
+    out[..., 3] = np.clip((level - MAP_SHOWN) * 900, 0, 190)
+    out[out[..., 3] == 0] = 0
+    return np.ascontiguousarray(out)
+
+
+def color_bar(width: int = 200, height: int = 12) -> np.ndarray:
+    """The colours of `colored` from small to large, on black (RGB)."""
+    level = np.broadcast_to(np.linspace(0, 1, width, dtype=np.float32), (height, width))
+    return blended(np.zeros((height, width), np.uint8), colored(level))
 
 
 def grid(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
@@ -225,13 +248,11 @@ def heat(
     Parameters
     ----------
     base, share : ndarray
-        (X, Y, Z), isotropic; `share` is transparent below a twentieth of `top`.
+        (X, Y, Z), isotropic; `share` is transparent below `MAP_SHOWN` of `top`.
     top : float
         Value of the brightest colour.
     slices : sequence of int
     """
-    from matplotlib import colormaps
-
     box = _view(bounding_box(base > base.max() * 0.1, 3), 2, base.shape)
     limits = window(base, base > base.max() * 0.1)
     made = []
@@ -239,8 +260,5 @@ def heat(
         below, part = plane(base, 2, index)[box], plane(share, 2, index)[box]
         size = (round(width * below.shape[0] / below.shape[1]), width)
         level = scaled(np.clip(part / top, 0, 1).astype(np.float32), size, smooth=False)
-        overlay = colormaps["inferno"](0.25 + 0.75 * level, bytes=True)
-        overlay[..., 3] = np.where(level > 0.05, 205, 0)
-        grey_part = scaled(grey(below, limits), size, smooth=True)
-        made.append(blended(grey_part, np.ascontiguousarray(overlay)))
+        made.append(blended(scaled(grey(below, limits), size, smooth=True), colored(level)))
     return grid(made, columns)

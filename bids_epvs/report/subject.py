@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from bids_epvs.measure.ratings import SEVERITY
 from bids_epvs.models import load
+from bids_epvs.models.spec import ModelSpec
 from bids_epvs.prepare.regions import NAMES, REGIONS
 from bids_epvs.records import Prepared, Scan
-from bids_epvs.report import figures
+from bids_epvs.report import consensus, figures
 
 DECIDED = ("BasalGanglia", "CentrumSemiovale", "Hippocampus", "Midbrain")
 """Regions whose fullest slice is shown."""
@@ -36,6 +38,8 @@ class View:
         The table by region and hemisphere.
     sources : mapping
         Sequence -> file name relative to the dataset.
+    maps : mapping
+        Saliency map of each model that has one, canonical frame.
     """
 
     scan: Scan
@@ -44,6 +48,7 @@ class View:
     masks: Mapping[str, np.ndarray] = field(default_factory=dict)
     summary: pd.DataFrame | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def environment() -> Environment:
@@ -51,7 +56,7 @@ def environment() -> Environment:
     found = Environment(
         loader=PackageLoader("bids_epvs.report", "templates"), autoescape=True, undefined=StrictUndefined
     )
-    found.filters["number"] = number
+    found.filters.update(number=number, counted=counted, answer=answer)
     return found
 
 
@@ -64,6 +69,32 @@ def number(value: Any, digits: int = 0) -> str:
     if value is None or pd.isna(value):
         return "n/a"
     return f"{float(value):,.{digits}f}"
+
+
+def counted(value: Any) -> str:
+    """A count: whole, or with one decimal where a regression gives it.
+
+    >>> counted(12.0), counted(12.34), counted(None)
+    ('12', '12.3', 'n/a')
+    """
+    return number(value, 0 if pd.isna(value) or float(value).is_integer() else 1)
+
+
+def answer(found: Mapping[str, Any]) -> str:
+    """What a method says of a region: count and grade, or severity.
+
+    >>> answer({"count": 12.0, "rating": 2.0, "rating_scale": "Potter"}), answer({})
+    ('12 (grade 2)', '')
+    """
+    if not found:
+        return ""
+    grade = found["rating"]
+    if found["rating_scale"] == SEVERITY:
+        return ("moderate to severe" if grade else "none or mild") if pd.notna(grade) else "n/a"
+    words = "" if pd.isna(found["count"]) else counted(found["count"])
+    if pd.notna(grade):
+        words += f" (grade {number(grade)})" if words else f"grade {number(grade)}"
+    return words or "n/a"
 
 
 def render(
@@ -84,7 +115,7 @@ def render(
     """
     pictures: dict[str, bytes] = {}
     sessions = [_session(view, pictures) for view in views]
-    names = sorted({name for view in views for name in view.masks})
+    names = list(dict.fromkeys(name for view in views for name in models_of(view)))
     html = (
         environment()
         .get_template("subject.html")
@@ -98,9 +129,16 @@ def render(
             regions=[r for r in REGIONS.values() if r.side == "Left"],
             epvs_color=figures.EPVS_COLOR,
             brain_color=figures.BRAIN_COLOR,
+            apart=consensus.APART,
+            color_bar=figures.data_uri(figures.png(figures.color_bar()), "png"),
         )
     )
     return html, pictures
+
+
+def models_of(view: View) -> list[str]:
+    """The methods with results in a session, in the order of its summary."""
+    return [] if view.summary is None else list(dict.fromkeys(view.summary["model"]))
 
 
 def _session(view: View, pictures: dict[str, bytes]) -> dict:
@@ -116,6 +154,9 @@ def _session(view: View, pictures: dict[str, bytes]) -> dict:
         "tables": [],
         "mosaic": None,
         "decisions": [],
+        "maps": [],
+        "consensus": None,
+        "attention": next((load(m).saliency for m in view.masks if m in view.maps), ""),
         "spacing": None,
     }
     if view.prepared is None:
@@ -124,8 +165,11 @@ def _session(view: View, pictures: dict[str, bytes]) -> dict:
     out["mosaic"] = _mosaic(view, pictures)
     pictures[f"{view.scan.label}_thumbnail.jpg"] = _thumbnail(view)
     if view.summary is not None:
-        out["tables"] = [(load(m), table_rows(view.summary, m)) for m in view.masks]
+        specs = [load(m) for m in models_of(view)]
+        out["tables"] = [(s, table_rows(view.summary, s.name)) for s in specs]
         out["decisions"] = [d for m in view.masks for d in _decisions(view, m, pictures)]
+        out["maps"] = [_map(view, s, pictures) for s in specs if s.name in view.maps and s.name not in view.masks]
+        out["consensus"] = consensus.lines(view.summary) if len(specs) > 1 else None
     return out
 
 
@@ -216,6 +260,11 @@ def _decisions(view: View, model: str, pictures: dict[str, bytes]) -> list[dict]
         image = prepared.base
         base, edge = figures.tile(image, {"regions": own}, box=box, **common)
         _, found = figures.tile(image, {"epvs": view.masks[model] > 0}, box=box, **common)
+        layers = [("region", "region", edge), ("epvs", "EPVS", found)]
+        if model in view.maps:
+            shown = view.maps[model] / max(float(view.maps[model][inside].max()), 1e-9)
+            _, warm = figures.tile(image, {"map": np.where(inside, shown, 0)}, box=box, **common)
+            layers.append(("map", "attention", warm))
         stem = f"{view.scan.label}_{model}_{name}"
         out.append(
             {
@@ -225,10 +274,45 @@ def _decisions(view: View, model: str, pictures: dict[str, bytes]) -> list[dict]
                 "count": int(row["slice_count"].iloc[0]),
                 "rating": row["rating"].iloc[0],
                 "base": _keep(pictures, f"{stem}.jpg", figures.jpeg(base)),
-                "layers": [
-                    ("region", "region", _keep(pictures, f"{stem}_region.png", figures.png(edge))),
-                    ("epvs", "EPVS", _keep(pictures, f"{stem}_epvs.png", figures.png(found))),
-                ],
+                "layers": [(n, t, _keep(pictures, f"{stem}_{n}.png", figures.png(p))) for n, t, p in layers],
             }
         )
     return out
+
+
+SHOWN_SLICES = 4
+"""Slices of a saliency map in the report."""
+
+
+def _map(view: View, spec: ModelSpec, pictures: dict[str, bytes]) -> dict:
+    """The axial slices through a method's regions where its map is strongest, with the regions' outlines."""
+    prepared, values = view.prepared, view.maps[spec.name]
+    assert prepared is not None  # the caller checked
+    inside = np.isin(prepared.regions, [i for i, r in REGIONS.items() if r.name in spec.regions])
+    strength = np.where(inside.any(axis=(0, 1)), values.sum(axis=(0, 1)), -1.0)
+    chosen = sorted(np.argsort(-strength, kind="stable")[:SHOWN_SLICES].tolist())
+    shown = values / max(float(values.max()), 1e-9)
+    own = np.where(inside, prepared.regions, 0)
+    box = figures.region_view(inside.any(axis=2, keepdims=True).repeat(inside.shape[2], axis=2), chosen[0], 30)
+    tiles: list[tuple[np.ndarray, ...]] = []
+    for index in chosen:
+        common: dict[str, Any] = {
+            "axis": 2,
+            "index": index,
+            "spacing": prepared.spacing,
+            "limits": figures.window(prepared.base, prepared.brain),
+            "width": 480,
+            "box": box,
+        }
+        base, edge = figures.tile(prepared.base, {"regions": own}, caption=f"z {index}", **common)
+        tiles.append((base, edge, figures.tile(prepared.base, {"map": shown}, **common)[1]))
+    base, edge, warm = (figures.grid([t[k] for t in tiles], 2) for k in range(3))
+    stem = f"{view.scan.label}_{spec.name}_map"
+    layers = [("region", "region", edge), ("map", "map", warm)]
+    return {
+        "model": spec.name,
+        "says": spec.saliency,
+        "base": _keep(pictures, f"{stem}.jpg", figures.jpeg(base)),
+        "layers": [(n, t, _keep(pictures, f"{stem}_{n}.png", figures.png(p))) for n, t, p in layers],
+        "spread": "",
+    }

@@ -224,6 +224,7 @@ def build(
     age: float = 65.0,
     with_mimics: bool = True,
     fine_mm: float = FINE_MM,
+    counts: Mapping[str, int] | None = None,
 ) -> Scene:
     """Deform a head, paint mimics, draw tubes.
 
@@ -239,6 +240,8 @@ def build(
     with_mimics : bool
     fine_mm : float
         Voxel size at which the head is drawn; larger is faster and coarser.
+    counts : mapping, optional
+        Number of EPVS by region, instead of drawing it from the burden.
     """
     moved = deformed(head, rng, spacing=fine_mm)
     half = every_second(moved)
@@ -248,8 +251,8 @@ def build(
         load = mimics.draw(rng, age)
         moved = mimics.add(rng, moved, regions, load)
         used["Mimics"] = vars(load)
-    counts = tubes.sample_counts(rng, burden)
+    counts = tubes.sample_counts(rng, burden) if counts is None else counts
     drawn = tubes.sample(rng, moved, regions, counts)
-    used["CountsWanted"] = counts
+    used["CountsWanted"] = dict(counts)
     filled, _ = tubes.occupancy(drawn, moved.labels.shape, moved.affine, sub_mm=0.17)
     return Scene(moved, regions, tuple(drawn), np.rint(filled * 255).astype(np.uint8), used)

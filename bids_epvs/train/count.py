@@ -21,6 +21,8 @@ from bids_epvs.train import loop
 
 BLOCK = (64, 64, 32)
 """Voxels of a training block."""
+CELL = (16, 16, 8)
+"""Voxels of a cell: where simulation says in which cell EPVS are, the counts of cells teach too."""
 OFTEN = {"BasalGanglia": 0.35, "CentrumSemiovale": 0.4, "Hippocampus": 0.15, "Midbrain": 0.1}
 """How often a block is cut out of each region."""
 PART = 0.5
@@ -43,6 +45,8 @@ class Region:
     mask : ndarray of bool
     at, share : ndarray
         Points of EPVS and the part of one EPVS that each stands for.
+    known : float, optional
+        Number of EPVS where only that is known, not where they are.
     """
 
     name: str
@@ -52,23 +56,25 @@ class Region:
     mask: np.ndarray
     at: np.ndarray
     share: np.ndarray
+    known: float | None = None
 
     @property
     def total(self) -> float:
         """Number of EPVS."""
-        return float(self.share.sum())
+        return float(self.share.sum()) if self.known is None else self.known
 
 
 def read(path: Path) -> dict[int, Region]:
     """The regions of an example, by index of `REGIONS`."""
     with np.load(path) as stored:
         names = [int(n.removeprefix("image_")) for n in stored.files if n.startswith("image_")]
-        slice_mm = float(stored["spacing"][2])
+        slice_mm, parts = float(stored["spacing"][2]), ("image", "soft", "mask", "at", "share")
         return {
             k: Region(
-                REGIONS[k].name,
-                slice_mm,
-                *(stored[f"{part}_{k}"] for part in ("image", "soft", "mask", "at", "share")),
+                name=REGIONS[k].name,
+                slice_mm=slice_mm,
+                known=float(stored[f"total_{k}"]) if f"total_{k}" in stored else None,
+                **{part: stored[f"{part}_{k}"] for part in parts},
             )
             for k in names
         }
@@ -85,8 +91,8 @@ class Examples(loop.Folder):
     def __getitem__(self, index: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
         rng = self.rng(index)
         drawn = [self._draw(rng) for _ in range(self.batch)]
-        image, mask, told, number = (np.stack(part) for part in zip(*drawn, strict=True))
-        return (image, mask, told), number
+        image, mask, told, number = zip(*drawn, strict=True)
+        return (stacked(image), stacked(mask), np.stack(told)), np.stack(number)
 
     def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         """One block; the files of an epoch are a window that moves over the folder, so that few are read at a time."""
@@ -99,11 +105,20 @@ class Examples(loop.Folder):
         return block(rng, chosen)
 
 
-def block(rng: np.random.Generator, region: Region, size: tuple[int, int, int] = BLOCK) -> tuple[np.ndarray, ...]:
-    """A block of a region: image (X, Y, Z, 1), mask, marks, number of EPVS (1,).
+def stacked(blocks: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Blocks (X, Y, Z, 1) as one batch, the smaller ones padded with 0."""
+    size = np.max([b.shape for b in blocks], axis=0)
+    return np.stack([np.pad(b, [(0, int(n - m)) for n, m in zip(size, b.shape, strict=True)]) for b in blocks])
 
-    A region larger than the block is cut around one of its voxels; a smaller one is padded with 0.
+
+def block(rng: np.random.Generator, region: Region, size: tuple[int, int, int] = BLOCK) -> tuple[np.ndarray, ...]:
+    """A block of a region: image (X, Y, Z, 1), mask, marks, number of EPVS in each of its cells.
+
+    A region larger than the block is cut around one of its voxels; a smaller one is padded with 0. A region of which
+    only the number of EPVS is known comes whole.
     """
+    if region.known is not None:
+        return whole(rng, region)
     shape = np.array(region.image.shape)
     somewhere = np.argwhere(region.mask[::4, ::4, ::4]) * 4
     centre = somewhere[rng.integers(len(somewhere))] if len(somewhere) else shape // 2
@@ -117,12 +132,23 @@ def block(rng: np.random.Generator, region: Region, size: tuple[int, int, int] =
     at = region.at.astype(int) - low
     known = ((at >= 0) & (at < high - low)).all(axis=1)
     at, share = at[known], region.share[known]
-    number = float((share * mask[tuple(at.T)]).sum())
+    counted = share * mask[tuple(at.T)]
     image = _varied(rng, region.image[box]) * (region.soft[box] / np.float32(255))
     pad = [(0, s - n) for s, n in zip(size, mask.shape, strict=True)]
+    number = np.zeros([s // c for s, c in zip(size, CELL, strict=True)], np.float32)
+    np.add.at(number, tuple((at // CELL).T), counted)
     flip = tuple(slice(None, None, -1) if rng.random() < 0.5 else slice(None) for _ in range(3))
     seen, inside = (np.pad(a, pad)[flip][..., None].astype(np.float32) for a in (image, mask))
-    return seen, inside, count.marks(region.name, region.slice_mm), np.array([number], np.float32)
+    return seen, inside, count.marks(region.name, region.slice_mm), np.ascontiguousarray(number[flip])[..., None]
+
+
+def whole(rng: np.random.Generator, region: Region) -> tuple[np.ndarray, ...]:
+    """A whole region with other intensities and flips, sides divisible by `count.MULTIPLE`; as `block`."""
+    image = _varied(rng, region.image) * (region.soft / np.float32(255))
+    pad = [(0, -n % count.MULTIPLE) for n in image.shape]
+    flip = tuple(slice(None, None, -1) if rng.random() < 0.5 else slice(None) for _ in range(3))
+    seen, inside = (np.pad(a, pad)[flip][..., None].astype(np.float32) for a in (image, region.mask))
+    return seen, inside, count.marks(region.name, region.slice_mm), np.full((1, 1, 1, 1), region.total, np.float32)
 
 
 def _half(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -144,16 +170,31 @@ def _varied(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def loss(target: Any, density: Any) -> Any:
-    """Four times the mean squared difference of the square roots of counts (plus 3/8).
+    """Four times the squared difference of square roots of counts (plus 3/8), and half the Poisson deviance of cells.
 
     The square root makes the spread of counts independent of their size (Anscombe 1948, doi:10.1093/biomet/35.3-4.246);
     the paper's squared error lets the fullest regions decide.
+
+    Parameters
+    ----------
+    target : tensor
+        (batch, cells, cells, cells, 1); a single cell where only the number in the whole region is known.
+    density : tensor
+        (batch, X, Y, Z, 1).
     """
     from keras import ops
 
-    found = ops.sum(density, axis=(1, 2, 3, 4))
-    wanted = ops.cast(ops.reshape(target, (-1,)), found.dtype)
-    return 4 * ops.mean(ops.square(ops.sqrt(found + 0.375) - ops.sqrt(wanted + 0.375)))
+    wanted = ops.cast(target, density.dtype)[..., 0]
+    found, true = ops.sum(density, axis=(1, 2, 3, 4)), ops.sum(wanted, axis=(1, 2, 3))
+    whole = 4 * ops.mean(ops.square(ops.sqrt(found + 0.375) - ops.sqrt(true + 0.375)))
+    cells = tuple(wanted.shape[1:])
+    if cells == (1, 1, 1):
+        return whole
+    x, y, z = (n // c for n, c in zip(density.shape[1:4], cells, strict=True))
+    parts = ops.reshape(density, (-1, cells[0], x, cells[1], y, cells[2], z))
+    each, small = ops.sum(parts, axis=(2, 4, 6)), 1e-2
+    deviance = each - wanted - (wanted + small) * (ops.log(each + small) - ops.log(wanted + small))
+    return whole + ops.mean(ops.sum(deviance, axis=(1, 2, 3)))
 
 
 def counted(model: keras.Model, region: Region) -> float:
@@ -163,20 +204,24 @@ def counted(model: keras.Model, region: Region) -> float:
     return float(np.asarray(model.predict_on_batch(list(given))).sum())
 
 
-def pairs(model: keras.Model, files: list[Path]) -> dict[tuple[str, str], np.ndarray]:
-    """(region, ``thin`` or ``thick``) -> (n, 2) true and estimated number of each hemisphere."""
-    out: dict[tuple[str, str], list[tuple[float, float]]] = {}
+def pairs(model: keras.Model, files: list[Path]) -> dict[tuple[str, str], list[np.ndarray]]:
+    """(region, ``thin`` or ``thick``) -> for each image (sides, 2) true and estimated number of each hemisphere."""
+    out: dict[tuple[str, str], list[np.ndarray]] = {}
     for path in files:
+        own: dict[tuple[str, str], list[tuple[float, float]]] = {}
         for region in read(path).values():
             where = region.name, thickness((0.5, 0.5, region.slice_mm))
-            out.setdefault(where, []).append((region.total, counted(model, region)))
-    return {key: np.array(value) for key, value in sorted(out.items())}
+            own.setdefault(where, []).append((region.total, counted(model, region)))
+        for where, found in own.items():
+            out.setdefault(where, []).append(np.array(found))
+    return dict(sorted(out.items()))
 
 
 def figures(model: keras.Model, files: list[Path]) -> dict[str, float]:
     """ICC, Pearson's r and mean absolute error of each region and kind of slice; the first is the mean ICC."""
     each: dict[str, float] = {}
-    for (name, slices), found in pairs(model, files).items():
+    for (name, slices), images in pairs(model, files).items():
+        found = np.concatenate(images)
         varies = len(found) > 2 and np.ptp(found, axis=0).min() > 0
         each[f"icc_{name}_{slices}"] = agreement.icc(found).value if varies else np.nan
         each[f"r_{name}_{slices}"] = float(stats.pearsonr(*found.T).statistic) if varies else np.nan
@@ -185,14 +230,21 @@ def figures(model: keras.Model, files: list[Path]) -> dict[str, float]:
 
 
 def calibrate(model: keras.Model, files: list[Path]) -> dict[str, Any]:
-    """Spread of square roots of counts by region and kind of slice, and a factor without bias: for intervals."""
+    """For intervals, by region and kind of slice: a factor without bias, and spreads of square roots of counts.
+
+    ``spread`` is that of one hemisphere, ``spread_both`` that of both together; ``n`` is the number of images.
+    """
     out: dict[str, Any] = {}
-    for (name, slices), found in pairs(model, files).items():
-        true, made = found.T
-        factor = float(true.sum() / max(made.sum(), 1e-6)) if true.sum() else 1.0
-        error = np.sqrt(made * factor + 0.375) - np.sqrt(true + 0.375)
-        spread = float(np.sqrt((error**2).mean()))
-        out.setdefault(slices, {})[name] = {"factor": round(factor, 4), "spread": round(spread, 4), "n": len(found)}
+    for (name, slices), images in pairs(model, files).items():
+        sides, both = np.concatenate(images), np.array([image.sum(axis=0) for image in images])
+        true, made = sides.sum(axis=0)
+        factor = float(true / max(made, 1e-6)) if true else 1.0
+        spread, spread_both = (
+            float(np.sqrt(((np.sqrt(f[:, 1] * factor + 0.375) - np.sqrt(f[:, 0] + 0.375)) ** 2).mean()))
+            for f in (sides, both)
+        )
+        row = {"factor": factor, "spread": spread, "spread_both": spread_both}
+        out.setdefault(slices, {})[name] = {**{k: round(v, 4) for k, v in row.items()}, "n": len(images)}
     return out
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from bids_epvs.derivatives import paths
-from bids_epvs.derivatives.write import arrays
+from bids_epvs.derivatives.write import arrays, read_json
 from bids_epvs.errors import DataError, NothingToDoError, UsageError
 from bids_epvs.models import unet
 from bids_epvs.prepare.resample import bounding_box
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Session:
-    """A session with a mask of its EPVS.
+    """A session with a mask of its EPVS, or a score.
 
     Attributes
     ----------
@@ -35,11 +35,14 @@ class Session:
     results : Path
         Output directory of the participant level.
     mask : Path
+        Unused where there is a score.
+    score : float
     """
 
     scan: Scan
     results: Path
-    mask: Path
+    mask: Path = Path()
+    score: float = float("nan")
 
     def path(self, **entities: str) -> Path:
         """One of its prepared images."""
@@ -86,6 +89,35 @@ def find(results: Path, truth: Path) -> list[Session]:
     return out
 
 
+def _load(path: Path, frame: nib.Nifti1Image) -> np.ndarray:
+    """Voxels on the grid of the T2w, axes turned to R, A, S."""
+    image = nib.as_closest_canonical(nib.load(path))
+    if image.shape != frame.shape or not np.allclose(image.affine, frame.affine, atol=1e-3):
+        raise DataError(
+            f"expected the grid of the T2w, shape {frame.shape}, found shape {image.shape}.",
+            where=path,
+            remedy="Resample the mask onto the T2w.",
+        )
+    return np.asarray(image.dataobj)
+
+
+def prepared(session: Session) -> Prepared:
+    """What the participant level wrote, as far as networks need it."""
+    frame = nib.as_closest_canonical(nib.load(session.path(desc="preproc", suffix="T2w")))
+    where = session.path(seg="epvs", suffix="dseg")
+    x, y, z = (float(v) for v in voxel_sizes(frame.affine))
+    return Prepared(
+        images={name: _load(path, frame).astype(np.float32) for name, path in session.sequences().items()},
+        brain=_load(session.path(desc="brain", suffix="mask"), frame) > 0,
+        regions=_load(where, frame).astype(np.uint8),
+        csf=_load(session.path(label="CSF", desc="large", suffix="mask"), frame) > 0,
+        spacing=(x, y, z),
+        native=frame,
+        slices=read_json(paths.sidecar(where)).get("RatingSlices", {}),
+        hemisphere=np.zeros(0, np.uint8),
+    )
+
+
 def example(session: Session) -> dict[str, Any]:
     """The arrays of one training example, as `synth.volumes.example` makes them, and ``names`` of its sequences.
 
@@ -94,48 +126,33 @@ def example(session: Session) -> dict[str, Any]:
     DataError
         The mask lies on another grid than the T2w.
     """
-    frame = nib.as_closest_canonical(nib.load(session.path(desc="preproc", suffix="T2w")))
-
-    def load(path: Path) -> np.ndarray:
-        image = nib.as_closest_canonical(nib.load(path))
-        if image.shape != frame.shape or not np.allclose(image.affine, frame.affine, atol=1e-3):
-            raise DataError(
-                f"expected the grid of the T2w, shape {frame.shape}, found shape {image.shape}.",
-                where=path,
-                remedy="Resample the mask onto the T2w.",
-            )
-        return np.asarray(image.dataobj)
-
-    mask = load(session.mask) > 0
-    regions = load(session.path(seg="epvs", suffix="dseg")).astype(np.uint8)
-    csf = load(session.path(label="CSF", desc="large", suffix="mask")) > 0
-    brain = load(session.path(desc="brain", suffix="mask")) > 0
-    x, y, z = (float(v) for v in voxel_sizes(frame.affine))
-    images = {name: load(path).astype(np.float32) for name, path in session.sequences().items()}
-    prepared = Prepared(images, brain, regions, csf, (x, y, z), frame, {}, np.zeros(0, np.uint8))
-    names = [n for n in unet.SEQUENCES if n in images]
-    box = bounding_box(brain, 4)
+    made = prepared(session)
+    mask = _load(session.mask, made.native) > 0
+    names = [n for n in unet.SEQUENCES if n in made.images]
+    box = bounding_box(made.brain, 4)
     low, high = unet.RANGE
-    volume = unet.prepared_volume(prepared, names)[box]
+    volume = unet.prepared_volume(made, names)[box]
     return {
         "images": np.rint((volume - low) / (high - low) * 255).astype(np.uint8),
         "fraction": (mask[box] * 255).astype(np.uint8),
         "index": ndimage.label(mask[box], np.ones((3, 3, 3)))[0].astype(np.uint16),
-        "regions": regions[box],
-        "csf": csf[box] & ~mask[box],
-        "spacing": np.array((x, y, z), np.float32),
+        "regions": made.regions[box],
+        "csf": made.csf[box] & ~mask[box],
+        "spacing": np.array(made.spacing, np.float32),
         "names": np.array(names),
     }
 
 
-def write(sessions: Sequence[Session], out: Path) -> dict[str, list[Path]]:
+def write(
+    sessions: Sequence[Session], out: Path, make: Callable[[Session], Mapping[str, Any]] = example
+) -> dict[str, list[Path]]:
     """Write an example of each session, unless it is there; files by subject."""
     out.mkdir(parents=True, exist_ok=True)
     files: dict[str, list[Path]] = {}
     for session in sessions:
         target = out / f"example-{session.scan.label}.npz"
         if not target.exists():
-            arrays(target, example(session))
+            arrays(target, make(session))
         files.setdefault(session.scan.subject, []).append(target)
     return files
 

@@ -156,3 +156,63 @@ def test_the_grid_may_be_stored_in_any_order(dataset):
         nib.save(nib.Nifti1Image(np.asarray(turned.dataobj), turned.affine), path)
     run(dataset)
     pd.testing.assert_frame_equal(before, read(dataset))
+
+
+def summarised(dataset):
+    """Truth of 3 and 12 EPVS, grades 1 and 2; ``cnn`` is near, ``rating2d`` right, ``resnet152`` unsure."""
+    keys = ("model", "region", "hemisphere", "count", "count_low", "count_high", "rating", "rating_scale")
+    for number, count, grade, said in (("01", 3, 1, 2.5), ("02", 12, 2, 11.2)):
+        for kind in ("truth", "out"):
+            path = dataset / kind / f"sub-{number}" / "anat" / f"sub-{number}_desc-summary_epvs.tsv"
+            rows = [("truth", "BasalGanglia", "both", count, None, None, grade, "Potter")]
+            if kind == "out":
+                rows = [
+                    ("cnn", "BasalGanglia", "both", said, said - 1, said + 0.7, None, None),
+                    ("rating2d", "BasalGanglia", "both", None, None, None, grade, "Potter"),
+                    ("resnet152", "BasalGanglia", "both", None, None, None, grade - 1, "Severity"),
+                ]
+            table = pd.DataFrame([dict(zip(keys, r, strict=True)) for r in rows])
+            for k in range(5):
+                table[f"p_{k}"] = [float("nan")] * len(rows)
+            if kind == "out":
+                table.loc[table["model"] == "rating2d", [f"p_{k}" for k in range(5)]] = np.eye(5)[grade]
+                table.loc[table["model"] == "resnet152", ["p_0", "p_1"]] = (0.4, 0.6) if grade == 2 else (0.7, 0.3)
+            table.to_csv(path, sep="\t", index=False, na_rep="n/a")
+
+
+def test_methods_that_only_count_or_rate_are_judged(dataset):
+    summarised(dataset)
+    assert run(dataset) == 0
+    counts = read(dataset, "evaluation_counts").set_index("model")
+    assert counts.loc["cnn", "mae"] == pytest.approx(0.65)
+    assert counts.loc["cnn", "bias"] == pytest.approx(-0.65)
+    assert counts.loc["cnn", "coverage"] == 0.5
+    assert set(counts.index) == {"cnn"}
+    grades = read(dataset, "evaluation_grades").set_index("model")
+    assert (grades.loc["rating2d", "accuracy"], grades.loc["rating2d", "rps"]) == (1, 0)
+    severe = read(dataset, "evaluation_severity").set_index("model")
+    assert severe.loc["resnet152", "auc"] == severe.loc["resnet152", "accuracy"] == 1
+    assert severe.loc["resnet152", "brier"] == pytest.approx((0.3**2 + 0.4**2) / 2)
+    assert severe.loc["rating2d", "sensitivity"] == 1
+    page = (dataset / "evaluation" / "evaluation.html").read_text()
+    assert "Counts by region" in page and "None or mild against moderate to severe" in page
+    hits = read(dataset, "evaluation_hits").set_index(["model", "region"])
+    assert hits.loc[("good", "CentrumSemiovale"), "hit_at_1.5"] == 1
+    assert hits.loc[("bad", "CentrumSemiovale"), "hit_at_10"] == 0
+    assert run(dataset, "--models", "cnn") == 0, "without any mask"
+    assert run(dataset, "--models", "none") == 64
+
+
+def test_peaks_of_a_map_are_ranked(dataset):
+    for number in ("01", "02"):
+        stem = dataset / "out" / f"sub-{number}" / "anat" / f"sub-{number}"
+        values = np.zeros(SHAPE)
+        values[4, 4, 2], values[16, 10, 4], values[15, 2, 1] = 0.9, 0.5, 0.7  # right, right, wrong
+        image(stem.with_name(f"{stem.name}_desc-gpunet_saliency.nii.gz"), values)
+        image(stem.with_name(f"{stem.name}_label-EPVS_desc-gpunet_mask.nii.gz"), (values > 0).astype(int))
+    assert run(dataset, "--models", "gpunet") == 0
+    hits = read(dataset, "evaluation_hits").set_index("region")
+    assert hits.loc["CentrumSemiovale", "hit_at_0.5"] == 1
+    assert hits.loc["BasalGanglia", "hit_at_0.5"] == 0, "the wrong peak of each image is stronger"
+    assert hits.loc["BasalGanglia", "hit_at_1"] == 1
+    assert hits.loc["BasalGanglia", "epvs"] == 2

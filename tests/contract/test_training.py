@@ -53,13 +53,6 @@ def test_from_label_maps_to_weights(labelmaps, tmp_path):
     assert json.loads((tmp_path / "again/card.json").read_text())["Architecture"] == {"widths": [2, 2]}
 
 
-def test_counting_networks_have_no_packaged_weights_yet(labelmaps, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(training, "parts", lambda _: (lambda *_, **__: None, lambda *_, **__: None, None))
-    command = ["gpunet", str(labelmaps), str(tmp_path), "--held-out", "01", "--init", "shipped"]
-    assert training.main(command) == 64
-    assert "no packaged weights" in capsys.readouterr().err
-
-
 def test_packaged_weights_are_checked(monkeypatch):
     wrong = parcellation.WEIGHTS.__class__("absent.npz", "0" * 64, "", "")
     with pytest.raises(DataError, match="missing"):

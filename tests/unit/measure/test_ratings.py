@@ -4,6 +4,7 @@ import pytest
 
 from bids_epvs.measure import ratings
 from bids_epvs.measure.ratings import potter, slice_counts
+from bids_epvs.records import Finding
 
 
 def test_potter_limits():
@@ -48,3 +49,40 @@ def test_intervals_and_grades_from_what_is_known_of_a_method(rng):
     assert both == pytest.approx(left * right, abs=1e-3), "the higher of two independent grades"
     plain = ratings.summarise(pd.DataFrame(rows), labels, regions, **common)
     assert plain[["count_low", "p_0"]].isna().all().all()
+
+
+def test_findings_of_a_method_take_the_place_of_its_marks():
+    names = ["BasalGanglia", "Hippocampus", "Midbrain"]
+    sides = [(n, s) for n in names for s in ("left", "right", "both")]
+    summary = pd.DataFrame(
+        [{"model": "m", "region": n, "hemisphere": s, "count": 99, "rating": 4, "slice": 7} for n, s in sides],
+    ).reindex(columns=ratings.SUMMARY_COLUMNS)
+    summary["region_volume_mm3"], summary["slice_count"] = 100.0, 5.0
+    found = ratings.from_findings(
+        [
+            Finding("BasalGanglia", "both", 12.3, 8, 17),
+            Finding("Hippocampus", "left", 2.0),
+            Finding("Midbrain", "both", 0.4),
+            Finding("Midbrain", "left", 0.6),
+        ],
+        "m",
+    )
+    out = ratings.merged(summary, found, marks=True).set_index(["region", "hemisphere"])
+    assert list(ratings.merged(summary, found, marks=True).columns) == ratings.SUMMARY_COLUMNS
+    basal = out.loc[("BasalGanglia", "both")]
+    assert (basal["count"], basal["count_low"], basal["count_high"], basal["slice"]) == (12.3, 8, 17, 7)
+    assert np.isnan(basal["rating"]) and np.isnan(basal["adams_count"])
+    assert np.isnan(out.loc[("BasalGanglia", "left"), "count"])
+    assert out.loc[("Hippocampus", "left"), "adams_count"] == 2
+    assert out.loc[("Midbrain", "both"), "rating"] == 0 and out.loc[("Midbrain", "left"), "rating"] == 1
+    assert out.loc[("Midbrain", "left"), "rating_scale"] == "Potter"
+    assert np.isnan(ratings.merged(summary, found, marks=False)["slice_count"]).all()
+
+
+def test_a_grade_and_its_chances_come_through():
+    summary = pd.DataFrame([{"model": "m", "region": "BasalGanglia", "hemisphere": "both", "region_volume_mm3": 9.0}])
+    summary = summary.reindex(columns=ratings.SUMMARY_COLUMNS)
+    given = Finding("BasalGanglia", "both", rating=2, scale="Potter", chances=(0.1, 0.2, 0.4, 0.2, 0.1), slice=8)
+    row = ratings.merged(summary, ratings.from_findings([given], "m"), marks=False).iloc[0]
+    assert (row["rating"], row["rating_scale"], row["p_2"], row["slice"]) == (2, "Potter", 0.4, 8)
+    assert np.isnan(row["count"])

@@ -54,12 +54,5 @@ def test_points_fall_where_voxels_are():
         assert made.image[tuple(voxel)] == made.image.max()
 
 
-def test_the_density_keeps_its_mean_over_voxels_of_any_size():
-    for count, size, others, step in ((10, 5.0, 63, 0.8), (100, 0.43, 86, 0.5)):
-        weights = crops.overlap(count, size, others, step)
-        assert np.allclose(weights.sum(axis=1), 1, atol=1e-5)
-        assert np.allclose(weights @ np.ones(others), 1, atol=1e-5)
-
-
 def test_a_region_that_is_not_there_has_no_crop():
     assert crops.crop(np.ones((5, 5, 5)), np.zeros((5, 5, 5), bool), (1.0, 1.0, 1.0), mirrored=False) is None

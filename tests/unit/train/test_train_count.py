@@ -56,9 +56,12 @@ def test_a_block_has_the_number_of_epvs_inside_it(path, rng):
     assert {r.name: r.total for r in regions.values()}["CentrumSemiovale"] == 30
     for _ in range(20):
         image, mask, told, number = training.block(rng, regions[3], (32, 32, 16))
+        assert number.shape == (2, 2, 2, 1)
         assert image.shape == mask.shape == (32, 32, 16, 1)
         bright = (image[..., 0] > np.median(image[mask > 0]) + 0.8) & (mask[..., 0] > 0)
-        assert number[0] == pytest.approx(bright.sum(), abs=1)
+        assert number.sum() == pytest.approx(bright.sum(), abs=1)
+        cells = bright.reshape(2, 16, 2, 16, 2, 8).sum(axis=(1, 3, 5))
+        assert np.abs(cells - number[..., 0]).sum() <= 2
         assert told.tolist() == count.marks("CentrumSemiovale", 4.0).tolist()
     whole = training.block(rng, regions[1], (64, 64, 32))
     assert whole[0].shape == (64, 64, 32, 1)
@@ -82,8 +85,32 @@ def test_the_sum_of_the_density_is_the_count_and_the_loss_falls(name, path):
 def test_the_loss_is_the_squared_difference_of_roots():
     density = np.zeros((2, 3, 3, 3, 1), np.float32)
     density[0, 0, 0, 0], density[1, 1, 1, 1] = 8.625, 3.625
-    found = float(training.loss(np.array([[3.625], [3.625]], np.float32), density))
+    found = float(training.loss(np.full((2, 1, 1, 1, 1), 3.625, np.float32), density))
     assert found == pytest.approx(4 * ((3 - 2) ** 2 + 0) / 2)
+
+
+def test_cells_teach_where(rng):
+    """The same number in the wrong cell costs; in the right one nothing does."""
+    true = np.zeros((1, 2, 2, 2, 1), np.float32)
+    true[0, 0, 1, 0] = 3
+    right, wrong = np.zeros((1, 8, 8, 4, 1), np.float32), np.zeros((1, 8, 8, 4, 1), np.float32)
+    right[0, :4, 4:, :2], wrong[0, 4:, 4:, :2] = 3 / 32, 3 / 32
+    assert float(training.loss(true, right)) == pytest.approx(0, abs=1e-5)
+    assert float(training.loss(true, wrong)) > 5
+
+
+def test_a_region_with_one_number_comes_whole(path, rng):
+    with np.load(path) as stored:
+        arrays = {k: stored[k] for k in stored.files if k.endswith("_3") or k == "spacing"}
+    arrays |= {"at_3": np.zeros((0, 3), np.int16), "share_3": np.zeros(0, np.float32), "total_3": np.float32(7)}
+    np.savez(path, **arrays)
+    region = training.read(path)[3]
+    assert region.total == 7
+    (image, mask, told), number = training.Examples(path.parent, steps=1, batch=2)[0]
+    assert image.shape == mask.shape == (2, 40, 56, 24, 1)
+    assert number.tolist() == [[[[[7.0]]]]] * 2
+    model = BUILD["cnn"]((2, 2))
+    assert np.isfinite(float(training.loss(number, model.predict_on_batch([image, mask, told]))))
 
 
 def test_layers_are_those_of_the_paper():
@@ -121,5 +148,5 @@ def test_from_examples_to_calibrated_weights(path, tmp_path):
 def test_a_factor_without_bias_and_the_spread_of_roots(monkeypatch, path):
     monkeypatch.setattr(training, "counted", lambda _, region: region.total / 2)
     found = training.calibrate(None, [path])["thick"]
-    assert found["CentrumSemiovale"] == {"factor": 2.0, "spread": 0.0, "n": 1}
+    assert found["CentrumSemiovale"] == {"factor": 2.0, "spread": 0.0, "spread_both": 0.0, "n": 1}
     assert found["Midbrain"]["factor"] == 1.0

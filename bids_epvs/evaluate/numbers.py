@@ -1,0 +1,150 @@
+"""What methods say of a region as a whole (counts, grades, severity) against the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from bids_epvs.derivatives import write
+from bids_epvs.evaluate.cases import Case, Known
+from bids_epvs.measure import agreement, classification, lesions, ratings
+from bids_epvs.measure.ratings import GRADES, SEVERITY
+from bids_epvs.prepare.regions import NAMES
+
+CHANCES = [f"p_{k}" for k in range(GRADES)]
+COLUMNS = [
+    *("label", "resolution", "model", "region", "count_truth", "count", "count_low", "count_high"),
+    *("grade_truth", "severe_truth", "rating", "rating_scale", *CHANCES),
+]
+"""Of the rows of `rows`."""
+NOTHING = float("nan")
+
+
+def of_truth(case: Case, known: Known) -> pd.DataFrame:
+    """Counts and grades of the truth, both hemispheres together: its own summary table, or from its lesions."""
+    path = case.truth / f"{case.label}_desc-summary_epvs.tsv"
+    if path.is_file():
+        table = write.read_table(path)
+    else:
+        found = lesions.describe(
+            known.truth.lesions, known.regions, known.spacing, to_world=known.frame.affine, to_native_voxel=np.eye(4)
+        )
+        table = ratings.summarise(
+            found,
+            known.truth.lesions,
+            known.regions,
+            voxel_mm3=float(np.prod(known.spacing)),
+            slices={},
+            names=NAMES,
+        )
+    return table[table["hemisphere"] == "both"].set_index("region")
+
+
+def rows(case: Case, known: Known, resolution: str, models: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """A row for each method and region that the summary table of the results holds, `COLUMNS`."""
+    path = case.results / f"{case.label}_desc-summary_epvs.tsv"
+    if not path.is_file():
+        return
+    truth, table = of_truth(case, known), write.read_table(path)
+    table = table[(table["hemisphere"] == "both") & table["model"].isin(list(models))]
+    for row in table.to_dict("records"):
+        if row["region"] not in truth.index:
+            continue
+        actual = truth.loc[row["region"]]
+        grade = actual["rating"]
+        severe = float(grade >= ratings.SEVERE_GRADE) if pd.notna(grade) else NOTHING
+        about = {"label": case.label, "resolution": resolution, "count_truth": actual["count"], "grade_truth": grade}
+        known_of: dict[str, Any] = {**{str(k): v for k, v in row.items()}, **about, "severe_truth": severe}
+        yield {c: known_of.get(c, NOTHING) for c in COLUMNS}
+
+
+def _parts(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """All sessions, and those of each resolution where they differ."""
+    yield "all", table
+    kinds = sorted(set(table["resolution"]))
+    if len(kinds) > 1:
+        for kind in kinds:
+            yield f"resolution: {kind}", table[table["resolution"] == kind]
+
+
+def counts(table: pd.DataFrame) -> pd.DataFrame:
+    """Agreement of counts with the truth by part, method and region (form of tables 2 and 3 of Dubost et al.)."""
+    out = []
+    known = table[table["count"].notna() & table["count_truth"].notna()]
+    for part, own in _parts(known):
+        for (model, region), group in own.groupby(["model", "region"], sort=False):
+            found, true = group["count"].to_numpy(float), group["count_truth"].to_numpy(float)
+            varied = len(found) > 2 and np.ptp(found) > 0 and np.ptp(true) > 0
+            icc, ccc = agreement.icc(np.column_stack([found, true])), agreement.ccc(found, true)
+            limits = agreement.bland_altman(found, true)
+            low, high = group["count_low"].to_numpy(float), group["count_high"].to_numpy(float)
+            covered = (low <= true) & (true <= high)
+            sure = np.isfinite(low)
+            row = {"part": part, "model": model, "region": region, "n": len(group)}
+            row["pearson"] = float(np.corrcoef(found, true)[0, 1]) if varied else NOTHING
+            row["mae"] = float(np.abs(found - true).mean())
+            row |= {"icc": icc.value, "icc_low": icc.low, "icc_high": icc.high, "ccc": ccc.value}
+            row |= {"bias": limits.bias.value, "limit_low": limits.low, "limit_high": limits.high}
+            out.append({**row, "coverage": float(covered[sure].mean()) if sure.any() else NOTHING})
+    return pd.DataFrame(out)
+
+
+def williams(table: pd.DataFrame) -> pd.DataFrame:
+    """Whether the counts of two methods correlate with the truth differently, by part and region (Williams' test)."""
+    out = []
+    known = table[table["count"].notna() & table["count_truth"].notna()]
+    for part, own in _parts(known):
+        for region, group in own.groupby("region", sort=False):
+            wide = group.pivot(index="label", columns="model", values="count")
+            true = group.drop_duplicates("label").set_index("label")["count_truth"].reindex(wide.index)
+            for a, b in combinations(wide.columns, 2):
+                both = wide[[a, b]].assign(truth=true).dropna().to_numpy(float)
+                if len(both) < 4 or (np.ptp(both, axis=0) == 0).any():
+                    continue
+                r = np.corrcoef(both.T)
+                t, p = agreement.williams(r[0, 2], r[1, 2], r[0, 1], len(both))
+                row = {"part": part, "region": region, "a": a, "b": b, "n": len(both)}
+                out.append({**row, "r_a": r[0, 2], "r_b": r[1, 2], "t": t, "p": p})
+    return pd.DataFrame(out, columns=["part", "region", "a", "b", "n", "r_a", "r_b", "t", "p"])
+
+
+def grades(table: pd.DataFrame) -> pd.DataFrame:
+    """Potter grades against the truth by part, method and region."""
+    out = []
+    rated = table[table["rating"].notna() & table["grade_truth"].notna() & (table["rating_scale"] != SEVERITY)]
+    for part, own in _parts(rated[rated["region"].isin(ratings.GRADED)]):
+        for (model, region), group in own.groupby(["model", "region"], sort=False):
+            said, true = group["rating"].to_numpy(int), group["grade_truth"].to_numpy(int)
+            right = classification.proportion(int((said == true).sum()), len(true))
+            kappa = agreement.weighted_kappa(true, said, categories=GRADES)
+            row = {"part": part, "model": model, "region": region, "n": len(group)}
+            row |= {"accuracy": right.value, "accuracy_low": right.low, "accuracy_high": right.high}
+            row["p_no_information"] = classification.better_than_guessing(int((said == true).sum()), true)
+            row |= {"kappa": kappa.value, "kappa_low": kappa.low, "kappa_high": kappa.high}
+            row["ac2"] = agreement.gwet_ac2(true, said, categories=GRADES).value
+            varied = len(said) > 2 and np.ptp(said) > 0 and np.ptp(true) > 0
+            row["spearman"] = float(stats.spearmanr(said, true).statistic) if varied else NOTHING
+            chances = group[CHANCES].to_numpy(float)
+            sure = np.isfinite(chances).all(axis=1)
+            row["rps"] = classification.ranked_probability_score(true[sure], chances[sure]) if sure.any() else NOTHING
+            out.append(row)
+    return pd.DataFrame(out)
+
+
+def severity(table: pd.DataFrame) -> pd.DataFrame:
+    """Mild against severe by part, method and region: from a severity, or from whether the grade says so."""
+    out = []
+    severe = ratings.severe(table)
+    chance = table["p_1"].where(table["rating_scale"] == SEVERITY, table[CHANCES[ratings.SEVERE_GRADE :]].sum(axis=1))
+    chance = chance.where(table["p_0"].notna(), severe)
+    known = table.assign(said=chance)[severe.notna() & table["severe_truth"].notna()]
+    for part, own in _parts(known):
+        for (model, region), group in own.groupby(["model", "region"], sort=False):
+            figures = classification.binary(group["severe_truth"].to_numpy(int), group["said"].to_numpy(float))
+            out.append({"part": part, "model": model, "region": region, **figures})
+    return pd.DataFrame(out)

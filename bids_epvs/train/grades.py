@@ -1,0 +1,302 @@
+"""Train the networks that rate: `rating2d` (five grades of an image) and `resnet152` (mild or severe)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from scipy import ndimage, optimize, special
+
+from bids_epvs.measure import agreement, classification
+from bids_epvs.measure.ratings import GRADES, SEVERE_GRADE, potter
+from bids_epvs.models import rating2d, resnet152, weights
+from bids_epvs.train import loop
+
+REGION = "BasalGanglia"
+TURN_DEG = 30.0
+"""Images of `rating2d` are turned by up to this much (the paper)."""
+
+
+def grade(count: int) -> int:
+    """Potter grade of the basal ganglia."""
+    return potter(int(count), REGION) or 0
+
+
+class Images(loop.Folder):
+    """Random images of `rating2d`, grades about equally often, turned, flipped and varied.
+
+    Parameters
+    ----------
+    enhanced : bool
+        With Haar enhancement or without.
+    """
+
+    def __init__(self, folder: Path, *, enhanced: bool = True, **given: Any) -> None:
+        self.enhanced = enhanced
+        self._known: dict[Path, tuple[np.ndarray, np.ndarray]] = {}
+        super().__init__(folder, **given)
+
+    def on_epoch_end(self) -> None:
+        """Read new examples and sort their images by grade."""
+        super().on_epoch_end()
+        for path in self.files:
+            if path not in self._known:
+                self._known[path] = images(path, enhanced=self.enhanced)
+        self._by_grade: list[list[tuple[Path, int]]] = [[] for _ in range(GRADES)]
+        for path, (_, grades) in self._known.items():
+            for k, g in enumerate(grades):
+                self._by_grade[g].append((path, k))
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = self.rng(index)
+        there = [own for own in self._by_grade if own]
+        seen, target = [], []
+        for _ in range(self.batch):
+            own = there[rng.integers(len(there))]
+            path, k = own[rng.integers(len(own))]
+            stack, grades = self._known[path]
+            seen.append(varied(rng, stack[k].astype(np.float32) / 255))
+            target.append(np.eye(GRADES, dtype=np.float32)[grades[k]])
+        return np.stack(seen), np.stack(target)
+
+
+def images(path: Path, *, enhanced: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Images of an example (n, *SIZE, 2; uint8, 255 = 1.5 and 1) and the grade of each."""
+    with np.load(path) as stored:
+        stack = np.stack([stored["sharp" if enhanced else "plain"], stored["inside"]], axis=-1)
+        known = stored["grades"] if "grades" in stored else [grade(n) for n in stored["counts"]]
+        return stack, np.asarray(known, int)
+
+
+def varied(rng: np.random.Generator, seen: np.ndarray) -> np.ndarray:
+    """An image (*SIZE, 2) turned, moved, flipped, and with other intensities; float32 on the scale of `rating2d`."""
+    turn = np.deg2rad(rng.uniform(-TURN_DEG, TURN_DEG))
+    matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) * rng.uniform(0.92, 1.08)
+    middle = (np.array(seen.shape[:2]) - 1) / 2
+    shift = middle - matrix @ middle + rng.uniform(-4, 4, 2)
+    out = np.stack(
+        [ndimage.affine_transform(seen[..., c], matrix, shift, order=1, mode="nearest") for c in range(2)], axis=-1
+    )
+    if rng.random() < 0.5:
+        out = out[:, ::-1]
+    if rng.random() < 0.5:
+        out = out[::-1]
+    picture = out[..., 0] * 1.5
+    picture = picture ** np.exp(rng.normal(0, 0.1)) * np.exp(rng.normal(0, 0.1))
+    picture = picture + rng.standard_normal(picture.shape) * rng.uniform(0, 0.015)
+    return np.stack([picture, out[..., 1]], axis=-1).astype(np.float32)
+
+
+def rated(model: keras.Model, files: list[Path], *, enhanced: bool = True) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(grades of its images, probabilities (n, GRADES)) of each example."""
+    out = []
+    for path in files:
+        stack, grades = images(path, enhanced=enhanced)
+        seen = stack.astype(np.float32) / 255 * np.array([1.5, 1.0], np.float32)
+        out.append((grades, np.asarray(model.predict_on_batch(seen))))
+    return out
+
+
+def image_and_subject(found: list[tuple[np.ndarray, np.ndarray]], rule: str = "highest") -> dict[str, float]:
+    """Quadratic kappa and accuracy of subjects, accuracy of images, ranked probability score of subjects.
+
+    The true grade of a subject is the highest of its images.
+    """
+    truth = np.array([g.max() for g, _ in found])
+    said = np.array([rating2d.subject_grade(p, rule) for _, p in found])
+    every = np.concatenate([g for g, _ in found]) == np.concatenate([p.argmax(axis=1) for _, p in found])
+    chances = np.stack([rating2d.subject_chances(p) for _, p in found])
+    return {
+        "kappa": agreement.weighted_kappa(truth, said, categories=GRADES).value,
+        "accuracy": float((truth == said).mean()),
+        "accuracy_images": float(every.mean()),
+        "rps": classification.ranked_probability_score(truth, chances),
+    }
+
+
+def temperature(found: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """What the logarithms of probabilities are divided by, so that they fit the held-out grades of images best."""
+    grades = np.concatenate([g for g, _ in found])
+    logs = np.log(np.maximum(np.concatenate([p for _, p in found]), 1e-7))
+
+    def loss(log_t: float) -> float:
+        scaled = special.log_softmax(logs / np.exp(log_t), axis=1)
+        return float(-scaled[np.arange(len(grades)), grades].mean())
+
+    return float(np.exp(optimize.minimize_scalar(loss, bounds=(-2, 2), method="bounded").x))
+
+
+def likeness(found: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """`rating2d.subject_chances`' power that fits the held-out grades of subjects best."""
+    truth = [int(g.max()) for g, _ in found]
+
+    def loss(log_power: float) -> float:
+        power = float(np.exp(log_power))
+        said = [rating2d.subject_chances(p, power)[t] for (_, p), t in zip(found, truth, strict=True)]
+        return float(-np.log(np.maximum(said, 1e-6)).mean())
+
+    return float(np.exp(optimize.minimize_scalar(loss, bounds=(-3, 0.5), method="bounded").x))
+
+
+def calibrate_grades(found: list[tuple[np.ndarray, np.ndarray]], *, enhanced: bool) -> dict[str, Any]:
+    """What makes the probabilities of images and then of subjects right on held-out examples."""
+    warm = temperature(found)
+    cooled = [(g, rating2d.cooled(p, warm)) for g, p in found]
+    return {"temperature": round(warm, 4), "alike": round(likeness(cooled), 4), "haar": enhanced, "n": len(found)}
+
+
+class Boxes(loop.Folder):
+    """Random boxes of `resnet152`, both classes equally often, mirrored, moved and varied."""
+
+    def __init__(self, folder: Path, **given: Any) -> None:
+        self._known: dict[Path, tuple[np.ndarray, int]] = {}
+        super().__init__(folder, **given)
+
+    def on_epoch_end(self) -> None:
+        """Read new examples."""
+        super().on_epoch_end()
+        for path in self.files:
+            if path not in self._known:
+                self._known[path] = box(path)
+        self._by_class = [[p for p, (_, s) in self._known.items() if s == k] for k in (0, 1)]
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = self.rng(index)
+        there = [own for own in self._by_class if own]
+        seen, target = [], []
+        for _ in range(self.batch):
+            own = there[rng.integers(len(there))]
+            image, severe = self._known[own[rng.integers(len(own))]]
+            seen.append(moved(rng, image.astype(np.float32) / 255))
+            target.append([severe])
+        return np.stack(seen), np.array(target, np.float32)
+
+
+def box(path: Path) -> tuple[np.ndarray, int]:
+    """Box of an example (uint8) and whether its EPVS are severe."""
+    with np.load(path) as stored:
+        known = "severe" in stored
+        return stored["box"], int(stored["severe"] if known else grade(int(stored["fullest"])) >= SEVERE_GRADE)
+
+
+def moved(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """A box (X, Y, Z, 1) mirrored, shifted by up to 6 pixels and a slice, with other intensities."""
+    shift = (int(rng.integers(-6, 7)), int(rng.integers(-6, 7)), int(rng.integers(-1, 2)))
+    out = np.roll(image, shift, axis=(0, 1, 2))
+    if rng.random() < 0.5:
+        out = out[::-1]
+    out = np.clip(out, 0, 1) ** np.float32(np.exp(rng.normal(0, 0.12))) * np.float32(np.exp(rng.normal(0, 0.05)))
+    out = out + rng.standard_normal(out.shape, dtype=np.float32) * np.float32(rng.uniform(0, 0.03))
+    return out[..., None].astype(np.float32)
+
+
+def severities(model: keras.Model, files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """True class and probability of each example."""
+    known = [box(path) for path in files]
+    batches = [known[k : k + 8] for k in range(0, len(known), 8)]
+    said = [
+        np.asarray(model.predict_on_batch(np.stack([b for b, _ in part])[..., None].astype(np.float32) / 255))
+        for part in batches
+    ]
+    return np.array([s for _, s in known]), np.concatenate(said)[:, 0]
+
+
+def two_classes(model: keras.Model, files: list[Path]) -> dict[str, float]:
+    """AUC, accuracy and loss on held-out examples."""
+    truth, chance = severities(model, files)
+    p = np.clip(chance, 1e-6, 1 - 1e-6)
+    entropy = -(truth * np.log(p) + (1 - truth) * np.log(1 - p)).mean()
+    accuracy = float(((chance >= 0.5) == truth).mean())
+    return {"auc": classification.auc(truth, chance).value, "accuracy": accuracy, "loss": float(entropy)}
+
+
+def platt(truth: np.ndarray, chance: np.ndarray) -> dict[str, float]:
+    """Slope and offset that turn logits into probabilities on held-out data (Platt 1999, his smoothed targets)."""
+    logit = special.logit(np.clip(chance, 1e-6, 1 - 1e-6))
+    m, n = int(truth.sum()), int((1 - truth).sum())
+    target = np.where(truth == 1, (m + 1) / (m + 2), 1 / (n + 2))
+
+    def loss(x: np.ndarray) -> float:
+        z = x[0] * logit + x[1]
+        return float(np.mean(np.logaddexp(0, z) - target * z))
+
+    slope, offset = optimize.minimize(loss, [1.0, 0.0]).x
+    return {"slope": round(float(slope), 4), "offset": round(float(offset), 4), "n": m + n}
+
+
+def train_rating2d(
+    examples: Path,
+    held_out: Path,
+    out: Path,
+    schedule: loop.Schedule,
+    *,
+    batch: int = 32,
+    widths: tuple[int, ...] | None = None,
+    init: Path | None = None,
+    enhanced: bool = True,
+    squared: bool = False,
+    about: Mapping[str, object] | None = None,
+) -> None:
+    """Train `rating2d` on one folder of examples, judge and calibrate on another; see `loop.fit`.
+
+    `enhanced`: with Haar enhancement; `squared`: mean squared error instead of cross-entropy (the paper tried both).
+    """
+    keras.utils.set_random_seed(schedule.seed)
+    network, architecture = loop.started(rating2d.build, rating2d.WIDTHS, widths, init)
+    data = Images(examples, enhanced=enhanced, steps=schedule.epoch, batch=batch, seed=schedule.seed)
+    files = sorted(held_out.glob("example-*.npz"))
+    judged = partial(rated, files=files, enhanced=enhanced)
+    loop.fit(
+        network,
+        data,
+        keras.losses.MeanSquaredError() if squared else keras.losses.CategoricalCrossentropy(),
+        schedule,
+        out=out,
+        figures=lambda m: image_and_subject(judged(m)),
+        architecture=architecture,
+        calibrate=lambda m: calibrate_grades(judged(m), enhanced=enhanced),
+        about=about,
+    )
+
+
+def train_resnet152(
+    examples: Path,
+    held_out: Path,
+    out: Path,
+    schedule: loop.Schedule,
+    *,
+    batch: int = 20,
+    widths: tuple[int, ...] | None = None,
+    init: Path | None = None,
+    depth: int = 152,
+    stride_z: int = 2,
+    about: Mapping[str, object] | None = None,
+) -> None:
+    """Train `resnet152` on one folder of examples, judge and calibrate on another; see `loop.fit`.
+
+    `widths` holds one number, the filters of the first stage.
+    """
+    keras.utils.set_random_seed(schedule.seed)
+    stored = weights.architecture(init) if init else {}
+    width = widths[0] if widths else stored.get("width", resnet152.SHIPPED_WIDTH)
+    architecture = {"depth": depth, "width": width, "stride_z": stride_z}
+    network = resnet152.build(**architecture)
+    if init:
+        weights.load(network, init)
+    data = Boxes(examples, steps=schedule.epoch, batch=batch, seed=schedule.seed)
+    files = sorted(held_out.glob("example-*.npz"))
+    loop.fit(
+        network,
+        data,
+        keras.losses.BinaryCrossentropy(),
+        schedule,
+        out=out,
+        figures=lambda m: two_classes(m, files),
+        architecture=architecture,
+        calibrate=lambda m: platt(*severities(m, files)),
+        about=about,
+    )
