@@ -282,7 +282,8 @@ def _write_instances(
     wanted = [i for i, r in REGIONS.items() if not settings.regions or r.name in settings.regions]
     inside = np.isin(prepared.regions, wanted)
     if made.instances is not None:
-        labels = np.where(inside, made.instances, 0).astype(np.int32)
+        kept, labels = np.unique(np.where(inside, made.instances, 0), return_inverse=True)
+        labels = (labels.reshape(inside.shape) + (kept[0] > 0)).astype(np.int32)  # 1 ... n without gaps
     else:
         mask = inside & (made.mask if made.mask is not None else False)
         limits = {"minimum": settings.min_volume_mm3, "maximum": settings.max_volume_mm3}
@@ -400,13 +401,15 @@ def view(scan: Scan, settings: Settings, error: str) -> View:
     if error or not all(path.is_file() for path in ready):
         return View(scan, error or "no results: run the participant level", sources=sources)
     prepared = read_prepared(scan, settings)
-    masks, maps = {}, {}
+    masks, maps, details = {}, {}, {}
     for name in settings.models or tuple(MODELS):
         own = model_files(scan, settings, name)
         if "instances" in own and own["instances"].is_file():
             masks[name] = to_canonical(nib.load(own["instances"]), prepared.native).astype(np.int32)
         if "saliency" in own and own["saliency"].is_file():
             maps[name] = to_canonical(nib.load(own["saliency"]), prepared.native).astype(np.float32)
+        if "findings" in own:
+            details[name] = write.read_json(paths.sidecar(own["findings"])).get("Parameters", {})
     files = tables(scan, settings)
     have = all(path.is_file() for path in files.values())
     return View(
@@ -417,6 +420,7 @@ def view(scan: Scan, settings: Settings, error: str) -> View:
         write.read_table(files["summary"]) if have else None,
         sources,
         maps,
+        details,
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage, stats
 
+from bids_epvs.explain import clever
 from bids_epvs.models import resnet152
 from bids_epvs.prepare.regions import NAMES, REGIONS
 from bids_epvs.records import Prediction, Prepared
@@ -152,7 +153,13 @@ def explain(prepared: Prepared, made: Prediction, parameters: Mapping[str, Any])
     saliency = where.back(resized(small, resnet152.SHAPE)) * prepared.brain
     inside = where.back(np.ones(resnet152.SHAPE, np.float32)) > 0.5
     seen = spread(displayed(saliency), inside & prepared.brain)
-    about = {"FractionAbove7": round(seen.high, 4), "Skewness": round(seen.skewness, 3), "Histogram": seen.counts}
+    about: dict[str, Any] = {
+        "FractionAbove7": round(seen.high, 4),
+        "Skewness": round(seen.skewness, 3),
+        "Histogram": seen.counts,
+    }
+    if parameters.get("clever"):
+        about["CLEVER"] = round(clever.score(lambda x: input_gradients(model, x), image[..., None]), 4)
     shares = {k: round(v, 4) for k, v in by_region(saliency, prepared.regions).items()}
     return replace(made, saliency=saliency, parameters={**made.parameters, **about, "ShareByRegion": shares})
 

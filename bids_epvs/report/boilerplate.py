@@ -60,10 +60,11 @@ def methods(settings: Settings) -> str:
         f"(without one, the T1w or FLAIR) was corrected for intensity inhomogeneity with N4 estimated at 2 mm; further "
         f"sequences were aligned with it rigidly. "
         f"{anatomy}"
-        f"EPVS were segmented in native space with: {used} Connected voxels (26-neighbourhood) of "
+        f"EPVS were measured in native space with: {used} In segmentations, connected voxels (26-neighbourhood) of "
         f"{settings.min_volume_mm3:g}-{settings.max_volume_mm3:g} mm3 were counted as one EPVS and assigned to the "
         f"region and hemisphere holding most of its voxels. Ratings follow Potter et al. and counts in named slices "
-        f"Adams et al. For research use; the methods have not been validated on labelled scans."
+        f"Adams et al. For research use; all networks were trained on simulated EPVS alone, and no method has been "
+        f"validated on labelled scans."
     )
 
 

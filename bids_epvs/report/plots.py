@@ -109,6 +109,24 @@ def reliability(predicted: np.ndarray, observed: np.ndarray) -> str:
         return svg(figure)
 
 
+def histogram(counts: Sequence[int]) -> str:
+    """Voxels in ten equal bins of the display scale of a saliency map, log scale (SVG); empty without counts."""
+    if not counts or not sum(counts):
+        return ""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(4.0, 1.8), layout="constrained")
+        ax = figure.subplots()
+        ax.bar(np.arange(len(counts)) + 0.5, np.maximum(counts, 0.5), width=0.9, color="#5b6675")
+        ax.axvline(7, color="#c0262d", linewidth=1)
+        ax.set_yscale("log")
+        ax.set_xlabel("display value (10: largest of this image)")
+        ax.set_ylabel("voxels")
+        return svg(figure)
+
+
 def forest(rows: Sequence[tuple[str, float, float, float]], label: str, *, ratio: bool) -> str:
     """Effects with their intervals, a line each, and the line of no effect; an ``<svg>`` element.
 

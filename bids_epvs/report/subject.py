@@ -11,11 +11,11 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bids_epvs.measure.ratings import SEVERITY
-from bids_epvs.models import load
+from bids_epvs.models import load, rating2d
 from bids_epvs.models.spec import ModelSpec
 from bids_epvs.prepare.regions import NAMES, REGIONS
 from bids_epvs.records import Prepared, Scan
-from bids_epvs.report import consensus, figures
+from bids_epvs.report import consensus, figures, plots
 
 DECIDED = ("BasalGanglia", "CentrumSemiovale", "Hippocampus", "Midbrain")
 """Regions whose fullest slice is shown."""
@@ -40,6 +40,8 @@ class View:
         Sequence -> file name relative to the dataset.
     maps : mapping
         Saliency map of each model that has one, canonical frame.
+    details : mapping
+        What models that give numbers recorded beside them.
     """
 
     scan: Scan
@@ -49,6 +51,7 @@ class View:
     summary: pd.DataFrame | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
     maps: Mapping[str, np.ndarray] = field(default_factory=dict)
+    details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def environment() -> Environment:
@@ -155,6 +158,7 @@ def _session(view: View, pictures: dict[str, bytes]) -> dict:
         "mosaic": None,
         "decisions": [],
         "maps": [],
+        "rated": [],
         "consensus": None,
         "attention": next((load(m).saliency for m in view.masks if m in view.maps), ""),
         "spacing": None,
@@ -169,6 +173,7 @@ def _session(view: View, pictures: dict[str, bytes]) -> dict:
         out["tables"] = [(s, table_rows(view.summary, s.name)) for s in specs]
         out["decisions"] = [d for m in view.masks for d in _decisions(view, m, pictures)]
         out["maps"] = [_map(view, s, pictures) for s in specs if s.name in view.maps and s.name not in view.masks]
+        out["rated"] = _rated(view, pictures)
         out["consensus"] = consensus.lines(view.summary) if len(specs) > 1 else None
     return out
 
@@ -314,5 +319,45 @@ def _map(view: View, spec: ModelSpec, pictures: dict[str, bytes]) -> dict:
         "says": spec.saliency,
         "base": _keep(pictures, f"{stem}.jpg", figures.jpeg(base)),
         "layers": [(n, t, _keep(pictures, f"{stem}_{n}.png", figures.png(p))) for n, t, p in layers],
-        "spread": "",
+        "spread": spread(view.details.get(spec.name, {})),
+        "histogram": plots.histogram(view.details.get(spec.name, {}).get("Histogram", ())),
     }
+
+
+def spread(details: Mapping[str, Any]) -> str:
+    """How a Grad-CAM map is distributed, in a sentence; empty where it is not known.
+
+    >>> spread({"FractionAbove7": 0.02, "Skewness": 2.5, "ShareByRegion": {"BasalGanglia": 0.4, "Thalamus": 0}})
+    '2.0 % of the brain in view lie above 7 of 10, skewness 2.5; of the whole map lie in BasalGanglia 40 %.'
+    """
+    if "FractionAbove7" not in details:
+        return ""
+    shares = [f"{name} {100 * share:.0f} %" for name, share in details["ShareByRegion"].items() if share >= 0.005]
+    where = f"; of the whole map lie in {', '.join(shares)}" if shares else ""
+    high, skewness = 100 * details["FractionAbove7"], details["Skewness"]
+    return f"{high:.1f} % of the brain in view lie above 7 of 10, skewness {skewness:.1f}{where}."
+
+
+def _rated(view: View, pictures: dict[str, bytes]) -> list[dict]:
+    """The images that `rating2d` rated, before and after enhancement, with the grade it gives each."""
+    prepared, found = view.prepared, view.details.get("rating2d", {}).get("images", ())
+    if prepared is None or not found or "T2w" not in prepared.images:
+        return []
+    seen = rating2d.views(
+        prepared.images["T2w"],
+        prepared.brain,
+        prepared.regions,
+        prepared.spacing,
+        prepared.slices.get("anterior_commissure"),
+    )
+    out = []
+    for k, (own, told) in enumerate(zip(seen, found, strict=False)):
+        top = float(np.percentile(own.plain[own.inside > 0.5], 99.8)) if (own.inside > 0.5).any() else 1.0
+        both = [np.flipud(figures.grey(a, (0.0, 1.15 * top))) for a in (own.plain, own.sharp)]
+        both = [figures.scaled(a, (224, 172), smooth=True) for a in both]
+        name = f"{view.scan.label}_rating2d_{k}.jpg"
+        grade = int(np.argmax(told["chances"]))
+        chance = 100 * told["chances"][grade]
+        text = f"slice {own.slice}, {REGIONS[own.side].side.lower()}: grade {grade} ({chance:.0f} %)"
+        out.append({"text": text, "picture": _keep(pictures, name, figures.jpeg(np.concatenate(both, axis=1)))})
+    return out

@@ -21,8 +21,19 @@ from bids_epvs import pipeline
 from bids_epvs.cli import main, run, settings_from
 from bids_epvs.derivatives import paths
 from bids_epvs.errors import UsageError
-from bids_epvs.models import MODELS
+from bids_epvs.models import MODELS, load
 from bids_epvs.prepare.regions import NAMES
+
+WRITES = {name: load(name).outputs for name in MODELS}
+MARKING = [name for name in MODELS if "mask" in WRITES[name]]
+"""Methods that mark EPVS."""
+KINDS = {
+    "mask": "label-EPVS_desc-{}_mask.nii.gz",
+    "probability": "label-EPVS_desc-{}_probseg.nii.gz",
+    "instances": "label-EPVS_desc-{}instances_dseg.nii.gz",
+    "saliency": "desc-{}_saliency.nii.gz",
+    "findings": "desc-{}_epvs.tsv",
+}
 
 
 def go(source, out, *options, level="participant"):
@@ -62,7 +73,7 @@ def test_every_promised_file_is_there(finished):
         ),
         *("sub-01.html", "sub-02.html"),
         *(f"group_{name}.tsv" for name in ("descriptives", "agreement", "repeatability", "associations")),
-        *(f"group_space-MNI152NLin2009aSym_desc-{m}_frequency.nii.gz" for m in MODELS),
+        *(f"group_space-MNI152NLin2009aSym_desc-{m}_frequency.nii.gz" for m in MARKING),
     }
     assert expected <= {p.name for p in finished.iterdir()}
     folder = finished / "sub-01" / "anat"
@@ -70,7 +81,7 @@ def test_every_promised_file_is_there(finished):
         *("desc-preproc_T2w.nii.gz", "desc-brain_mask.nii.gz", "seg-epvs_dseg.nii.gz", "seg-epvs_dseg.tsv"),
         *("desc-lesions_epvs.tsv", "desc-lesions_epvs.json", "desc-summary_epvs.tsv", "desc-summary_epvs.json"),
         "from-T2w_to-MNI152NLin2009aSym_mode-image_xfm.h5",
-        *(f"label-EPVS_desc-{m}{kind}.nii.gz" for m in MODELS for kind in ("_mask", "_probseg", "instances_dseg")),
+        *(KINDS[kind].format(m) for m in MODELS for kind in WRITES[m]),
     ):
         assert (folder / f"sub-01_{stem}").is_file(), stem
     assert not list(finished.rglob(".epvs-tmp*"))
@@ -81,7 +92,8 @@ def test_every_image_has_sources_that_exist(finished, simulated):
     roots = {"": finished, "raw": (finished / description["DatasetLinks"]["raw"]).resolve()}
     assert roots["raw"] == simulated.resolve()
     images = list(finished.rglob("*.nii.gz"))
-    assert len(images) == 2 * (4 + 3 * len(MODELS)) + 2 * len(MODELS)  # of each session, and frequency maps
+    written = sum(kind != "findings" for m in MODELS for kind in WRITES[m])
+    assert len(images) == 2 * (4 + written) + 2 * len(MARKING)  # of each session, and frequency maps
     for image in images:
         for uri in json.loads(paths.sidecar(image).read_text())["Sources"]:
             _, link, name = uri.split(":", 2)
@@ -98,7 +110,7 @@ def test_results_lie_on_the_grid_of_the_t2w(finished, simulated):
 
 def test_tables_agree_with_images(finished):
     base = finished / "sub-01" / "anat"
-    for model in MODELS:
+    for model in MARKING:
         labels = nib.load(base / f"sub-01_label-EPVS_desc-{model}instances_dseg.nii.gz")
         data = np.asarray(labels.dataobj)
         lesions = pd.read_csv(base / "sub-01_desc-lesions_epvs.tsv", sep="\t").query("model == @model")
@@ -107,8 +119,11 @@ def test_tables_agree_with_images(finished):
         voxel = float(np.prod(labels.header.get_zooms()))
         np.testing.assert_allclose(lesions["volume_mm3"], np.bincount(data.ravel())[1:] * voxel, rtol=1e-3)
         both = summary.query("hemisphere == 'both'")
-        assert both["region"].tolist() == list(NAMES)
-        assert both["count"].sum() == len(lesions) > 0
+        assert both["region"].tolist() == [n for n in NAMES if n in load(model).regions]
+        if "findings" in WRITES[model]:  # rounded in each region and hemisphere
+            assert both["count"].sum() == pytest.approx(len(lesions), abs=4)
+        else:
+            assert both["count"].sum() == len(lesions) > 0
         for _, row in lesions.iterrows():
             i, j, k = np.rint([row.i, row.j, row.k]).astype(int)
             near = data[max(0, i - 4) : i + 5, max(0, j - 4) : j + 5, max(0, k - 1) : k + 2]
@@ -117,6 +132,31 @@ def test_tables_agree_with_images(finished):
             np.testing.assert_allclose(world[:3], [row.x_mm, row.y_mm, row.z_mm], atol=0.02)
         names = pd.read_csv(base / "sub-01_seg-epvs_dseg.tsv", sep="\t")
         assert names["name"].tolist()[:2] == ["LeftBasalGanglia", "RightBasalGanglia"]
+
+
+def test_numbers_of_regions_agree_with_their_tables(finished):
+    base = finished / "sub-01" / "anat"
+    summary = pd.read_csv(base / "sub-01_desc-summary_epvs.tsv", sep="\t").set_index(["model", "region", "hemisphere"])
+    for model in (m for m in MODELS if "findings" in WRITES[m]):
+        found = pd.read_csv(base / f"sub-01_desc-{model}_epvs.tsv", sep="\t")
+        assert len(found)
+        for _, row in found.iterrows():
+            told = summary.loc[(model, row["region"], row["hemisphere"])]
+            for column in ("count", "count_low", "count_high", "p_0", "p_1"):
+                assert told[column] == row[column] or (np.isnan(told[column]) and np.isnan(row[column]))
+            if not np.isnan(row["count"]):
+                assert row["count_low"] <= row["count"] + 0.5 and row["count"] <= row["count_high"] + 0.5
+        if found["rating"].notna().any():
+            assert found["p_0"].notna().any()
+
+
+def test_attention_sums_to_the_count(finished):
+    base = finished / "sub-01" / "anat"
+    attention = nib.load(base / "sub-01_desc-gpunet_saliency.nii.gz")
+    voxel = float(np.prod(attention.header.get_zooms()))
+    told = pd.read_csv(base / "sub-01_desc-gpunet_epvs.tsv", sep="\t").query("hemisphere == 'both'")
+    total = float(np.asarray(attention.dataobj, np.float64).sum() * voxel)
+    assert total == pytest.approx(told["count"].sum(), rel=0.05, abs=1)
 
 
 def test_regions_agree_with_the_truth(finished, simulated):
@@ -224,7 +264,7 @@ def test_group_report_links_and_lists(finished):
             assert anchor in Page(where.read_text()).ids
     assert page.tags.count("svg") >= 2
     pictures = sum(s.startswith("data:image/jpeg") for s in page.sources)
-    assert pictures == 2 + len(MODELS)  # a thumbnail a session, a frequency map a method
+    assert pictures == 2 + len(MARKING)  # a thumbnail a session, a frequency map a method
     table = pd.read_csv(finished / "group_epvs.tsv", sep="\t")
     assert len(table) == 2 and {"age", "sex", "frangi_BasalGanglia_count"} <= set(table)
     long = pd.read_csv(finished / "group_epvs_long.tsv", sep="\t")

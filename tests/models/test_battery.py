@@ -1,8 +1,11 @@
 """The same checks for every method of MODELS, and what vesselness must find."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from bids_epvs import explain
 from bids_epvs.errors import UsageError
 from bids_epvs.measure import lesions
 from bids_epvs.models import MODELS, frangi, load
@@ -12,8 +15,8 @@ from bids_epvs.records import Prepared
 THICK, ISO = (0.5, 0.5, 3.0), (0.7, 0.7, 0.7)
 
 
-def phantom(spacing, rng, tubes=(), noise=12.0):
-    """White matter (left 3, right 4) around a ventricle, with tubes (centre, direction, diameter, length)."""
+def phantom(spacing, rng, tubes=(), noise=12.0, first=3):
+    """One region (left `first`, right the next) around a ventricle; tubes are centre, direction, diameter, length."""
     shape = tuple(round(48 / s) for s in spacing)
     grid = np.stack(np.meshgrid(*[np.arange(n) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij"), -1)
     image = np.full(shape, 400.0)
@@ -32,7 +35,7 @@ def phantom(spacing, rng, tubes=(), noise=12.0):
         fraction[near] = np.maximum(fraction[near], inside.mean(axis=1))
     image += fraction * 0.85 * 750
     image += rng.normal(0, noise, shape)
-    side = np.where(grid[..., 0] < 24, 3, 4).astype(np.uint8)
+    side = np.where(grid[..., 0] < 24, first, first + 1).astype(np.uint8)
     return Prepared(
         images={"T2w": image.astype(np.float32)},
         brain=np.ones(shape, bool),
@@ -41,7 +44,7 @@ def phantom(spacing, rng, tubes=(), noise=12.0):
         spacing=spacing,
         native=None,
         slices={},
-        hemisphere=np.where(side == 3, 1, 2).astype(np.uint8),
+        hemisphere=np.where(side == first, 1, 2).astype(np.uint8),
     ), fraction
 
 
@@ -61,20 +64,46 @@ def test_declarations(name):
 @pytest.mark.parametrize("spacing", [THICK, ISO])
 @pytest.mark.parametrize("name", MODELS)
 def test_output_shape_range_and_determinism(name, spacing, rng):
-    prepared, _ = phantom(spacing, rng, [((12, 24, 24), (0, 0, 1), 2.0, 12)])
-    before = prepared.images["T2w"].copy()
     spec = load(name)
-    found, again = spec.predict(prepared, spec.parameters), spec.predict(prepared, spec.parameters)
-    assert found.probability.shape == found.mask.shape == before.shape
-    assert found.probability.dtype == np.float32 and found.mask.dtype == bool
-    assert found.probability.min() >= 0 and found.probability.max() <= 1
-    np.testing.assert_array_equal(found.probability, again.probability)
+    first = 1 if spec.regions == ("BasalGanglia",) else 3
+    prepared, _ = phantom(spacing, rng, [((12, 24, 24), (0, 0, 1), 2.0, 12)], first=first)
+    before = prepared.images["T2w"].copy()
+    found, again = (
+        explain.added(spec, prepared, spec.predict(prepared, spec.parameters), spec.parameters) for _ in "ab"
+    )
     np.testing.assert_array_equal(prepared.images["T2w"], before)
-    assert not (found.mask & prepared.csf).any()
+    for kind in ("probability", "mask", "saliency"):
+        made = getattr(found, kind)
+        assert (made is not None) == (kind in spec.outputs)
+        if made is not None:
+            assert made.shape == before.shape
+            assert made.dtype == (bool if kind == "mask" else np.float32)
+            assert made.min() >= 0 and np.isfinite(made).all()
+            np.testing.assert_array_equal(made, getattr(again, kind))
+    if found.probability is not None:
+        assert found.probability.max() <= 1
+    if found.mask is not None:
+        assert not (found.mask & prepared.csf).any()
+    assert found.findings == again.findings
+    assert bool(found.findings) == ("findings" in spec.outputs)
+    for told in found.findings:
+        assert told.region in spec.regions and told.hemisphere in ("left", "right", "both")
+        assert (told.count is not None) == (spec.task == "count")
+        assert not told.chances or sum(told.chances) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if n != "frangi"])
+def test_a_scan_without_the_regions_is_no_failure(name, rng):
+    spec = load(name)
+    prepared, _ = phantom(THICK, rng)
+    empty = replace(prepared, regions=np.zeros_like(prepared.regions))
+    found = explain.added(spec, empty, spec.predict(empty, spec.parameters), spec.parameters)
+    assert found.findings == () and found.notes
+    assert found.mask is None or not found.mask.any()
 
 
 def test_unknown_models_are_refused():
-    with pytest.raises(UsageError, match="Choose from: unet, frangi"):
+    with pytest.raises(UsageError, match="Choose from: unet, gpunet"):
         load("none")
 
 

@@ -76,3 +76,23 @@ def test_a_resized_map_stays_in_place():
     centre = np.array([(n + 0.5) * f - 0.5 for n, f in zip((1, 3, 2), (2, 4, 4), strict=True)])
     peak = np.argwhere(fine == fine.max()).mean(axis=0)
     assert np.abs(peak - centre).max() < 1.1
+
+
+def test_gradients_with_respect_to_the_image():
+    seen = keras.Input((None, None, None, 1))
+    mean = keras.layers.GlobalAveragePooling3D()(seen)
+    out = keras.layers.Dense(1, activation="sigmoid", kernel_initializer="ones")(mean)
+    values, slopes = gradcam.input_gradients(keras.Model(seen, out), np.full((2, 2, 3, 4, 1), 0.5, np.float32))
+    p = 1 / (1 + np.exp(-0.5))
+    np.testing.assert_allclose(values, [p, p], rtol=1e-5)
+    np.testing.assert_allclose(slopes, np.full((2, 2, 3, 4, 1), p * (1 - p) / 24), rtol=1e-4)
+
+
+def test_shares_of_a_map_by_region():
+    regions = np.zeros((4, 4, 4), np.uint8)
+    regions[0], regions[1] = 1, 9  # left basal ganglia, left thalamus
+    saliency = np.zeros(regions.shape, np.float32)
+    saliency[0, 0, 0], saliency[1, 1, 1], saliency[3, 3, 3] = 2, 1, 1
+    shares = gradcam.by_region(saliency, regions)
+    assert (shares["BasalGanglia"], shares["Thalamus"], shares["Midbrain"]) == (0.5, 0.25, 0)
+    assert set(gradcam.by_region(np.zeros_like(saliency), regions).values()) == {0.0}

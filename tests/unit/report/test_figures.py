@@ -61,3 +61,22 @@ def test_distributions_are_the_same_svg_for_the_same_values(rng):
     assert text.startswith("<svg") and "no value" in text and "BasalGanglia" in text
     assert text == plots.distributions(values, "EPVS count")
     assert plots.distributions({}, "nothing").startswith("<svg")
+
+
+def test_a_map_is_transparent_where_it_is_small_and_bright_where_it_is_large():
+    level = np.array([[0.0, 0.05, 0.5, 1.0]], np.float32)
+    made = figures.colored(level)
+    assert made[0, :2].max() == 0 and (made[0, 2:, 3] == 190).all()
+    assert made[0, 3, :3].sum() > made[0, 2, :3].sum()
+    bar = figures.color_bar(100, 8)
+    assert bar.shape == (8, 100, 3) and bar[0, -1].sum() > bar[0, 40].sum()
+
+
+def test_the_map_of_a_slice_lies_where_its_values_are():
+    image = np.ones((40, 30, 5), np.float32)
+    values = np.zeros(image.shape, np.float32)
+    values[5, 25, 2] = 1
+    common = {"axis": 2, "index": 2, "spacing": (1.0, 1.0, 3.0), "limits": (0.0, 2.0), "width": 40}
+    _, overlay = figures.tile(image, {"map": values}, **common)
+    row, column = np.unravel_index(overlay[..., 3].argmax(), overlay.shape[:2])
+    assert abs(row - 4) <= 1 and abs(column - 34) <= 1, "front at the top, the patient's left on the right"

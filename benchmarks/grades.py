@@ -1,0 +1,195 @@
+"""Grades of the basal ganglia on simulated scans of heads that no method was made from: `rating2d` and `resnet152`.
+
+``python benchmarks/grades.py LABELMAPS OUT`` draws scans of the heads given with ``--subjects`` (kept in OUT/examples)
+and writes
+
+- ``rating2d.tsv``: accuracy of images and subjects (highest and majority), quadratic kappa, AC2, Spearman, ranked
+  probability score, by resolution; with ``--plain FILE`` (weights of ``bids_epvs-train rating2d --no-haar``) and
+  ``--squared FILE`` (``--squared``) also of those, and with ``--tune EXAMPLES`` of Haar-like features with a random
+  forest grown on that folder of training examples;
+- ``resnet152.tsv``: accuracy, AUC, sensitivity and the others of `classification.binary`, by resolution;
+- ``gradcam.tsv``: of each severe scan the share of the map inside the basal ganglia and on EPVS, the same for 99 random
+  shifts of the map (p), and the correlation with the map of a network with random weights;
+- ``clever.tsv``: CLEVER scores of the first scans.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+from scipy import ndimage, stats
+from sklearn.ensemble import RandomForestClassifier
+
+from bids_epvs.explain import clever, gradcam
+from bids_epvs.measure import agreement, classification
+from bids_epvs.models import rating2d, resnet152, weights
+from bids_epvs.synth import grades
+from bids_epvs.train import grades as training
+
+Rated = list[tuple[np.ndarray, np.ndarray]]
+
+
+def haar_features(seen: np.ndarray) -> np.ndarray:
+    """Haar-like responses of an image (*SIZE, 2) inside the region: quantiles and numbers of peaks by scale."""
+    image, inside = seen[..., 0], seen[..., 1] > 0.5
+    if inside.sum() < 20:
+        return np.zeros(5 * 4 * 6)
+    level, spread = np.median(image[inside]), max(float(np.ptp(np.percentile(image[inside], [10, 90]))), 1e-3)
+    image = (image - level) / spread
+    out: list[float] = []
+    for size in (2, 3, 4, 6, 8):
+        mean, wide = ndimage.uniform_filter(image, size), ndimage.uniform_filter(image, 3 * size)
+        row, column = (ndimage.uniform_filter1d(mean, 3 * size, axis=a) for a in (0, 1))
+        edge = ndimage.sobel(mean)
+        for response in (mean - wide, mean - row, mean - column, edge):
+            values = response[inside]
+            top = (response == ndimage.maximum_filter(response, 3)) & inside
+            out += [*np.percentile(values, [50, 90, 99]), values.std()]
+            out += [float((top & (response > t)).sum()) for t in (0.5, 1.0)]
+    return np.array(out)
+
+
+def forest(examples: Path, files: list[Path], *, seed: int = 1) -> Rated:
+    """Haar-like features and a random forest: probabilities of the grades of each image."""
+    x, y = [], []
+    for path in sorted(examples.glob("example-*.npz")):
+        stack, known = training.images(path, enhanced=False)
+        x += [haar_features(s.astype(np.float32) / 255) for s in stack]
+        y += known.tolist()
+    grown = RandomForestClassifier(300, min_samples_leaf=2, class_weight="balanced", n_jobs=-1, random_state=seed)
+    grown.fit(np.array(x), np.array(y))
+    out: Rated = []
+    for path in files:
+        stack, known = training.images(path, enhanced=False)
+        found = grown.predict_proba(np.array([haar_features(s.astype(np.float32) / 255) for s in stack]))
+        chances = np.zeros((len(stack), rating2d.GRADES))
+        chances[:, grown.classes_] = found
+        out.append((known, chances))
+    return out
+
+
+def figures(name: str, found: Rated, thick: np.ndarray) -> list[dict[str, Any]]:
+    """Rows of ``rating2d.tsv``."""
+    rows = []
+    for part, chosen in (("all", np.ones(len(found), bool)), ("isotropic", ~thick), ("thick", thick)):
+        own = [f for f, keep in zip(found, chosen, strict=True) if keep]
+        truth = np.array([g.max() for g, _ in own])
+        images = np.concatenate([g for g, _ in own]) == np.concatenate([p.argmax(axis=1) for _, p in own])
+        row: dict[str, Any] = {"method": name, "part": part, "n": len(own), "accuracy_images": images.mean()}
+        for rule in ("highest", "majority"):
+            said = np.array([rating2d.subject_grade(p, rule) for _, p in own])
+            right = classification.proportion(int((said == truth).sum()), len(own))
+            row |= {f"{rule}_accuracy": right.value, f"{rule}_low": right.low, f"{rule}_high": right.high}
+            row[f"{rule}_kappa"] = agreement.weighted_kappa(truth, said, categories=rating2d.GRADES).value
+            row[f"{rule}_ac2"] = agreement.gwet_ac2(truth, said, categories=rating2d.GRADES).value
+            row[f"{rule}_spearman"] = float(stats.spearmanr(truth, said).statistic)
+        chances = np.stack([rating2d.subject_chances(p) for _, p in own])
+        rows.append({**row, "rps": classification.ranked_probability_score(truth, chances)})
+    return rows
+
+
+def network(build: Any, packaged: Any, file: Path | None) -> tuple[keras.Model, dict[str, Any]]:
+    """A network and its calibration from a file or the package."""
+    model, path = weights.restored(build, packaged, file, what="the network", instead="install one")
+    return model, weights.calibration(path)
+
+
+def rated(file: Path | None, files: list[Path], *, enhanced: bool) -> Rated:
+    """Calibrated probabilities of `rating2d`."""
+    model, stored = network(rating2d.build, rating2d.WEIGHTS, file)
+    found = training.rated(model, files, enhanced=enhanced)
+    return [(g, rating2d.cooled(p, stored.get("temperature", 1.0))) for g, p in found]
+
+
+def looks(model: keras.Model, files: list[Path], layer: str, *, shifts: int = 99, seed: int = 1) -> pd.DataFrame:
+    """Where Grad-CAM of severe scans lies, against random shifts of the same map, and against random weights."""
+    rng = np.random.default_rng(seed)
+    random = keras.models.clone_model(model)
+    rows = []
+    for path in files:
+        with np.load(path) as stored:
+            image, basal, epvs = stored["box"].astype(np.float32) / 255, stored["basal"], stored["epvs"]
+        seen = image[..., None]
+        small = gradcam.gradcam(model, seen, layer)
+        if small.max() <= 0:
+            continue
+        found = gradcam.resized(small, resnet152.SHAPE)
+        other = gradcam.resized(gradcam.gradcam(random, seen, layer), resnet152.SHAPE)
+        row: dict[str, Any] = {"example": path.stem}
+        for name, where in (("basal", basal), ("epvs", epvs)):
+            share = float(found[where].sum() / found.sum())
+            chance = []
+            for _ in range(shifts):
+                turn = tuple(int(rng.integers(0, n)) for n in found.shape)
+                moved = np.roll(found, turn, axis=(0, 1, 2))
+                chance.append(float(moved[where].sum() / found.sum()))
+            row |= {f"{name}_share": share, f"{name}_chance": float(np.mean(chance))}
+            row[f"{name}_p"] = (1 + sum(c >= share for c in chance)) / (1 + shifts)
+        same = other.std() > 0 and found.std() > 0
+        row["random_r"] = float(stats.spearmanr(found.ravel(), other.ravel()).statistic) if same else 0.0
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Write the tables, print them."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("labelmaps", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--subjects", nargs="+", default=["05", "20"])
+    parser.add_argument("--scenes", type=int, default=8)
+    parser.add_argument("--rating2d", type=Path, help="other weights than the packaged ones")
+    parser.add_argument("--plain", type=Path, help="weights trained with --no-haar")
+    parser.add_argument("--squared", type=Path, help="weights trained with --squared")
+    parser.add_argument("--resnet152", type=Path, help="other weights than the packaged ones")
+    parser.add_argument("--tune", type=Path, metavar="EXAMPLES", help="training examples for the random forest")
+    parser.add_argument("--clever", type=int, default=6, metavar="N", help="scans with a CLEVER score")
+    args = parser.parse_args()
+    heads = tuple(args.labelmaps / f"sub-{s}_dseg.nii.gz" for s in args.subjects)
+    grades.generate(heads, args.out / "examples", number=args.scenes, seed=777)
+    files = sorted((args.out / "examples").glob("example-*.npz"))
+    thick = np.array([np.load(path)["spacing"][2] > 1.5 for path in files])
+    pd.set_option("display.width", 220, "display.max_columns", 40)
+
+    rows = figures("rating2d", rated(args.rating2d, files, enhanced=True), thick)
+    if args.plain:
+        rows += figures("rating2d without Haar", rated(args.plain, files, enhanced=False), thick)
+    if args.squared:
+        rows += figures("rating2d, squared error", rated(args.squared, files, enhanced=True), thick)
+    if args.tune:
+        rows += figures("Haar-like features + forest", forest(args.tune, files), thick)
+    table = pd.DataFrame(rows)
+    table.to_csv(args.out / "rating2d.tsv", sep="\t", index=False)
+    print(table.round(3).to_string(index=False), flush=True)
+
+    model, stored = network(resnet152.build, resnet152.WEIGHTS, args.resnet152)
+    truth, raw = training.severities(model, files)
+    chance = np.array([resnet152.calibrated(float(c), stored) for c in raw])
+    parts = (("all", np.ones(len(files), bool)), ("isotropic", ~thick), ("thick", thick))
+    table = pd.DataFrame([{"part": p, **classification.binary(truth[k], chance[k])} for p, k in parts])
+    table.to_csv(args.out / "resnet152.tsv", sep="\t", index=False)
+    print(table.round(3).T.to_string(), flush=True)
+
+    layer = str(resnet152.SPEC.parameters["layer"])
+    severe = [f for f, t, c in zip(files, truth, chance, strict=True) if t and c >= 0.5]
+    table = looks(model, severe[:24], layer)
+    table.to_csv(args.out / "gradcam.tsv", sep="\t", index=False)
+    print(table.drop(columns="example").describe().round(3).to_string(), flush=True)
+
+    scores = []
+    for path in files[: args.clever]:
+        image = training.box(path)[0].astype(np.float32)[..., None] / 255
+        scores.append(clever.score(lambda x: gradcam.input_gradients(model, x), image))
+    pd.DataFrame({"example": [f.stem for f in files[: args.clever]], "clever": scores}).to_csv(
+        args.out / "clever.tsv", sep="\t", index=False
+    )
+    print("CLEVER:", np.round(scores, 3), "mean", np.mean(scores) if scores else None)
+
+
+if __name__ == "__main__":
+    main()
