@@ -41,7 +41,7 @@ def quality(cohort: Cohort) -> pd.DataFrame:
     if len(cohort.long):
         both = cohort.long[cohort.long["hemisphere"] == "both"]
         largest, odd = _outliers(both)
-        apart, empty = _disagreements(both), _listed(both[both["count"].isna()], "region")
+        apart, empty = _disagreements(both), _listed(both[both[["count", "rating"]].isna().all(axis=1)], "region")
         names = keys(cohort.wide)
         for ids in cohort.wide[names].itertuples(index=False, name=None):
             row, label = dict(zip(names, ids, strict=True)), "_".join(map(str, ids))

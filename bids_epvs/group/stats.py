@@ -58,7 +58,7 @@ def descriptives(cohort: Cohort, by: Sequence[str]) -> pd.DataFrame:
 
 def _described(own: pd.DataFrame) -> dict[str, Any]:
     """Numbers of one method, region and hemisphere."""
-    shown = own[own["count"].notna()]
+    shown = own[own[["count", "rating"]].notna().any(axis=1)]
     out: dict[str, Any] = {"sessions": len(shown), "participants": shown["participant_id"].nunique()}
     for value in ("count", "volume_mm3", "volume_fraction"):
         q1, median, q3 = shown[value].quantile([0.25, 0.5, 0.75])
