@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
             help=f"number of EPVS in a region, {text}",
             description=f"Simulate T2w scans and train the network that counts the EPVS of a region. {_RESUMES}",
         )
-        _common(one, examples=(120, "two scans each"), judges=12, steps=5000, batch=(4, "blocks of regions"), rate=3e-3)
+        _common(one, examples=(120, "two scans each"), judges=12, steps=5000, batch=(8, "blocks of regions"), rate=3e-3)
         _on_scores(one, region=True)
     one = which.add_parser(
         "rating2d",

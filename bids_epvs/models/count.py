@@ -191,8 +191,9 @@ COMMON = (
     "One network for all regions and both hemispheres (the right one mirrored), told which region it sees and the "
     "distance of slices.",
     "The count is the sum of a positive density inside the region instead of a dense layer.",
-    "Trained on blocks of 32 x 32 x 26 mm of a region, often cut by a random plane, and on the counts of their cells "
-    "of 8 x 8 x 6 mm, which simulation knows; training on visual scores uses one count a region, as the paper does.",
+    "Trained on blocks of 24 x 24 x 19 mm of a region, often cut by a random plane, and on the counts of their cells "
+    "of 4 x 4 x 3 mm, which simulation knows; training on visual scores uses one count a region, as the paper does.",
+    "Intensities around the region's median are stretched before they are multiplied with the soft mask.",
     "The loss compares square roots of counts.",
     "8 and 16 filters instead of 32 and 64, batch normalisation, percentiles 0.5 and 99.5 instead of the extremes.",
     "The centrum semiovale is the white matter above the lateral ventricles, not the neighbourhood of one slice.",

@@ -172,7 +172,8 @@ def _session(view: View, pictures: dict[str, bytes]) -> dict:
         specs = [load(m) for m in models_of(view)]
         out["tables"] = [(s, table_rows(view.summary, s.name)) for s in specs]
         out["decisions"] = [d for m in view.masks for d in _decisions(view, m, pictures)]
-        out["maps"] = [_map(view, s, pictures) for s in specs if s.name in view.maps and s.name not in view.masks]
+        alone = [s for s in specs if s.name in view.maps and s.name not in view.masks]
+        out["maps"] = [_map(view, s, pictures) for s in alone if view.maps[s.name].any()]
         out["rated"] = _rated(view, pictures)
         out["consensus"] = consensus.lines(view.summary) if len(specs) > 1 else None
     return out

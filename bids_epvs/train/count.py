@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from bids_epvs.prepare.regions import REGIONS
 from bids_epvs.prepare.resample import thickness
 from bids_epvs.train import loop
 
-BLOCK = (64, 64, 32)
+BLOCK = (48, 48, 24)
 """Voxels of a training block."""
-CELL = (16, 16, 8)
+CELL = (8, 8, 4)
 """Voxels of a cell: where simulation says in which cell EPVS are, the counts of cells teach too."""
 OFTEN = {"BasalGanglia": 0.35, "CentrumSemiovale": 0.4, "Hippocampus": 0.15, "Midbrain": 0.1}
 """How often a block is cut out of each region."""
@@ -57,6 +57,11 @@ class Region:
     at: np.ndarray
     share: np.ndarray
     known: float | None = None
+
+    @cached_property
+    def tissue(self) -> float:
+        """Intensity of the region, as `crops.level`."""
+        return float(crops.from_bytes(np.array(np.median(self.image[self.mask])))) if self.mask.any() else 0.0
 
     @property
     def total(self) -> float:
@@ -133,7 +138,7 @@ def block(rng: np.random.Generator, region: Region, size: tuple[int, int, int] =
     known = ((at >= 0) & (at < high - low)).all(axis=1)
     at, share = at[known], region.share[known]
     counted = share * mask[tuple(at.T)]
-    image = _varied(rng, region.image[box]) * (region.soft[box] / np.float32(255))
+    image = crops.stretched(_varied(rng, region.image[box]), region.tissue) * (region.soft[box] / np.float32(255))
     pad = [(0, s - n) for s, n in zip(size, mask.shape, strict=True)]
     number = np.zeros([s // c for s, c in zip(size, CELL, strict=True)], np.float32)
     np.add.at(number, tuple((at // CELL).T), counted)
@@ -144,7 +149,7 @@ def block(rng: np.random.Generator, region: Region, size: tuple[int, int, int] =
 
 def whole(rng: np.random.Generator, region: Region) -> tuple[np.ndarray, ...]:
     """A whole region with other intensities and flips, sides divisible by `count.MULTIPLE`; as `block`."""
-    image = _varied(rng, region.image) * (region.soft / np.float32(255))
+    image = crops.stretched(_varied(rng, region.image), region.tissue) * (region.soft / np.float32(255))
     pad = [(0, -n % count.MULTIPLE) for n in image.shape]
     flip = tuple(slice(None, None, -1) if rng.random() < 0.5 else slice(None) for _ in range(3))
     seen, inside = (np.pad(a, pad)[flip][..., None].astype(np.float32) for a in (image, region.mask))
@@ -162,11 +167,10 @@ def _half(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _varied(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Intensities with a random scale, offset, exponent and noise."""
+    """Intensities with a random scale, offset and noise."""
     out = crops.from_bytes(image)
-    out = np.sign(out) * np.abs(out) ** np.float32(np.exp(rng.normal(0, 0.12)))
-    out = out * np.float32(np.exp(rng.normal(0, 0.08))) + np.float32(rng.normal(0, 0.03))
-    return out + rng.standard_normal(out.shape, dtype=np.float32) * np.float32(rng.uniform(0, 0.03))
+    out = out * np.float32(np.exp(rng.normal(0, 0.1))) + np.float32(rng.normal(0, 0.02))
+    return out + rng.standard_normal(out.shape, dtype=np.float32) * np.float32(rng.uniform(0, 0.02))
 
 
 def loss(target: Any, density: Any) -> Any:
@@ -199,7 +203,7 @@ def loss(target: Any, density: Any) -> Any:
 
 def counted(model: keras.Model, region: Region) -> float:
     """Number of EPVS that a network finds in a whole region."""
-    seen = crops.from_bytes(region.image) * (region.soft / np.float32(255))
+    seen = crops.stretched(crops.from_bytes(region.image), region.tissue) * (region.soft / np.float32(255))
     given = count.inputs(seen, region.mask, region.name, region.slice_mm)
     return float(np.asarray(model.predict_on_batch(list(given))).sum())
 

@@ -56,3 +56,12 @@ def test_points_fall_where_voxels_are():
 
 def test_a_region_that_is_not_there_has_no_crop():
     assert crops.crop(np.ones((5, 5, 5)), np.zeros((5, 5, 5), bool), (1.0, 1.0, 1.0), mirrored=False) is None
+
+
+def test_tissue_is_0_and_what_is_near_it_is_spread_out():
+    image = np.array([0.1, 0.2, 0.3, 0.35, 1.0], np.float32)
+    mask = np.array([True, True, True, False, False])
+    tissue = crops.level(image, mask)
+    assert tissue == pytest.approx(0.2)
+    np.testing.assert_allclose(crops.stretched(image, tissue), [-0.4, 0, 0.4, 0.6, 2.0], atol=1e-6)
+    assert crops.level(image, np.zeros(5, bool)) == 0
