@@ -42,7 +42,7 @@ def build(widths: tuple[int, ...] = WIDTHS) -> keras.Model:
 
 WEIGHTS = Weights(
     file="gpunet.npz",
-    sha256="",
+    sha256="116d40f4c8cabbf5dc685b0d6875d475b13e22b9e76e8fdc4e2ed48fa3793918",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see gpunet.json beside the weights)",
 )
