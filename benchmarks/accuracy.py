@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from bids_epvs import pipeline
 from bids_epvs.evaluate.metrics import dice
-from bids_epvs.models import MODELS
+from bids_epvs.models import default
 from bids_epvs.prepare.regions import NAMES, REGIONS
 from bids_epvs.settings import Settings
 from bids_epvs.synth.dataset import Plan, simulate
@@ -62,7 +62,7 @@ def main() -> None:
                 print(f"  {name:18s} Dice {dice(np.isin(true, index), np.isin(found, index)):.2f}")
             fraction = voxels(Path(f"{truth}label-EPVS_probseg.nii.gz"))
             tubes = voxels(Path(f"{truth}label-EPVS_desc-instances_dseg.nii.gz"))
-            for model in MODELS:
+            for model in default():
                 labels = voxels(Path(f"{result}label-EPVS_desc-{model}instances_dseg.nii.gz"))
                 expected, hit, made, right = detection(labels, fraction, tubes)
                 print(f"  {model}: {hit} of {expected} EPVS found, {right} of {made} instances right")

@@ -30,7 +30,7 @@ from bids_epvs import __version__, logs, stages
 from bids_epvs.derivatives import paths, write
 from bids_epvs.errors import EpvsError, NothingToDoError, TemporaryError, UsageError
 from bids_epvs.inputs import query
-from bids_epvs.models import MODELS, load, parcellation
+from bids_epvs.models import default, load, parcellation
 from bids_epvs.prepare.regions import NAMES
 from bids_epvs.prepare.template import space_grid
 from bids_epvs.records import REFERENCES, Outcome, Scan
@@ -52,7 +52,13 @@ def check(settings: Settings) -> None:
         Unknown models, regions, weights, parameters or spaces; output equal to input; work directory in the dataset.
     """
     for name in settings.models:
-        load(name)
+        spec = load(name)
+        if spec.weights and not spec.weights.sha256 and settings.weights_of(name) is None:
+            raise UsageError(
+                f"{name} has no packaged weights.",
+                where="--models",
+                remedy=f"Train it with bids_epvs-train {name}, then give --weights {name}=FILE.",
+            )
     for name in settings.regions:
         if name not in NAMES:
             raise UsageError(f"no region {name!r}.", where="--regions", remedy=f"Choose from: {', '.join(NAMES)}.")
@@ -109,7 +115,7 @@ def select(settings: Settings) -> query.Selection:
         session_label=settings.session_label,
         filter_file=settings.bids_filter_file,
         database=settings.bids_database_dir,
-        needed=("T2w",) if all(load(n).needs_t2w for n in settings.models or MODELS) else REFERENCES,
+        needed=("T2w",) if all(load(n).needs_t2w for n in settings.models or default()) else REFERENCES,
     )
 
 
@@ -117,7 +123,7 @@ def plan(settings: Settings) -> list[str]:
     """What a run would do, a line a session, without doing it (``--dry-run``)."""
     check(settings)
     selection = select(settings)
-    models = ", ".join(settings.models or MODELS)
+    models = ", ".join(settings.models or default())
     lines = []
     for scan in selection.scans:
         used = ", ".join(f"{k}: {v.relative_to(settings.bids_dir)}" for k, v in scan.files.items())
@@ -225,7 +231,7 @@ def run_session(scan: Scan, settings: Settings, clock: logs.Clock) -> None:
         clock.hashes.update(keys)
     with clock.stage("preparation") as note:
         prepared_key = stages.preparation(scan, settings, keys, note)
-    names = usable(scan, settings.models or tuple(MODELS))
+    names = usable(scan, settings.models or default())
     model_keys = {}
     for name in names:
         with clock.stage(f"model {name}") as note:

@@ -13,9 +13,19 @@ if TYPE_CHECKING:
 MODELS: dict[str, str] = {
     "unet": "bids_epvs.models.unet:SPEC",
     "gpunet": "bids_epvs.models.gpunet:SPEC",
+    "cnn": "bids_epvs.models.count:SPEC",
+    "rating2d": "bids_epvs.models.rating2d:SPEC",
+    "resnet152": "bids_epvs.models.resnet152:SPEC",
     "frangi": "bids_epvs.models.frangi:SPEC",
 }
 """Name on the command line -> where its ModelSpec is."""
+UNTRAINED = ("rating2d", "resnet152")
+"""Methods without packaged weights: they run when they are named and get weights of their own."""
+
+
+def default() -> tuple[str, ...]:
+    """The methods that run unless others are asked for."""
+    return tuple(name for name in MODELS if name not in UNTRAINED)
 
 
 def load(name: str) -> ModelSpec:

@@ -178,7 +178,7 @@ def predictor(
 
 WEIGHTS = Weights(
     file="cnn.npz",
-    sha256="",
+    sha256="d612527e1ab86c729e4ffd482ee4b2c0dd9dd2802fa1f955dc6fdb961742d50c",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see cnn.json beside the weights)",
 )

@@ -115,8 +115,10 @@ def shipped(weights: Weights) -> Path:
     Raises
     ------
     DataError
-        The file is missing, or its checksum is not the recorded one.
+        There are none, the file is missing, or its checksum is not the recorded one.
     """
+    if not weights.sha256:
+        raise DataError("there are no packaged weights.", where=weights.file, remedy="Train with bids_epvs-train.")
     with as_file(files("bids_epvs.data.weights").joinpath(weights.file)) as path:
         if not path.is_file():
             raise DataError("packaged weights are missing.", where=path, remedy="Install bids_epvs again.")

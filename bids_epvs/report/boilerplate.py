@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 
 from bids_epvs import __version__
-from bids_epvs.models import MODELS, load
+from bids_epvs.models import default, load
 from bids_epvs.records import Analysis
 from bids_epvs.settings import Settings
 
@@ -34,13 +34,13 @@ STATISTICS_REFERENCES = (
 
 def references(settings: Settings) -> tuple[str, ...]:
     """What `methods` and `statistics` rest on, one citation each."""
-    models = tuple(load(n).citation for n in settings.models or MODELS)
+    models = tuple(load(n).citation for n in settings.models or default())
     return tuple(dict.fromkeys((*models, *REFERENCES, *STATISTICS_REFERENCES)))
 
 
 def methods(settings: Settings) -> str:
     """Paragraph on what was done."""
-    names = settings.models or tuple(MODELS)
+    names = settings.models or default()
     used = " ".join(f"{load(n).title} ({load(n).citation})" for n in names)
     warp = "affine and SyN (2 mm)" if settings.registration == "deformable" else "affine"
     if settings.regions_from == "network":

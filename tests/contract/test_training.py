@@ -54,6 +54,9 @@ def test_from_label_maps_to_weights(labelmaps, tmp_path):
 
 
 def test_packaged_weights_are_checked(monkeypatch):
+    none = parcellation.WEIGHTS.__class__("none.npz", "", "", "")
+    with pytest.raises(DataError, match="no packaged weights"):
+        weights.shipped(none)
     wrong = parcellation.WEIGHTS.__class__("absent.npz", "0" * 64, "", "")
     with pytest.raises(DataError, match="missing"):
         weights.shipped(wrong)

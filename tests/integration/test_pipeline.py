@@ -21,9 +21,10 @@ from bids_epvs import pipeline
 from bids_epvs.cli import main, run, settings_from
 from bids_epvs.derivatives import paths
 from bids_epvs.errors import UsageError
-from bids_epvs.models import MODELS, load
+from bids_epvs.models import default, load
 from bids_epvs.prepare.regions import NAMES
 
+MODELS = default()
 WRITES = {name: load(name).outputs for name in MODELS}
 MARKING = [name for name in MODELS if "mask" in WRITES[name]]
 """Methods that mark EPVS."""
@@ -157,6 +158,42 @@ def test_attention_sums_to_the_count(finished):
     told = pd.read_csv(base / "sub-01_desc-gpunet_epvs.tsv", sep="\t").query("hemisphere == 'both'")
     total = float(np.asarray(attention.dataobj, np.float64).sum() * voxel)
     assert total == pytest.approx(told["count"].sum(), rel=0.05, abs=1)
+
+
+def test_ratings_and_severity_come_through(finished, simulated, quick, tmp_path):
+    """With random weights: what matters is that every answer reaches tables, maps and page."""
+    from bids_epvs.models import rating2d, resnet152, weights
+
+    out, small = tmp_path / "out", {"depth": 50, "width": 2, "stride_z": 1}
+    shutil.copytree(finished, out)
+    weights.save(rating2d.build((2, 2, 2, 2, 2)), tmp_path / "rating2d.npz", {"widths": (2, 2, 2, 2, 2)})
+    weights.save(resnet152.build(**small), tmp_path / "resnet152.npz", small)
+    names = ("--models", "frangi", "rating2d", "resnet152", "--weights-dir", tmp_path, "--participant-label", "01")
+    assert go(simulated, out, "--config-file", quick, "--skip-bids-validation", *names) == 0
+    base = out / "sub-01" / "anat"
+    summary = pd.read_csv(base / "sub-01_desc-summary_epvs.tsv", sep="\t").set_index(["model", "region", "hemisphere"])
+    grade = summary.loc[("rating2d", "BasalGanglia", "both")]
+    sides = [summary.loc[("rating2d", "BasalGanglia", side), "rating"] for side in ("left", "right")]
+    assert grade["rating"] == max(sides) and grade["rating_scale"] == "Potter"
+    assert sum(grade[f"p_{k}"] for k in range(5)) == pytest.approx(1, abs=1e-3)
+    severe = summary.loc[("resnet152", "BasalGanglia", "both")]
+    assert severe["rating_scale"] == "Severity" and severe["rating"] == (severe["p_1"] >= 0.5)
+    assert np.isnan(summary.loc[("resnet152", "BasalGanglia", "left"), "rating"])
+    found = nib.load(base / "sub-01_desc-resnet152_saliency.nii.gz")
+    brain = np.asarray(nib.load(base / "sub-01_desc-brain_mask.nii.gz").dataobj) > 0
+    assert not np.asarray(found.dataobj)[~brain].any()
+    about = json.loads((base / "sub-01_desc-resnet152_epvs.json").read_text())["Parameters"]
+    assert sum(about["Histogram"]) > 0 and 0 <= about["FractionAbove7"] <= 1
+    words = " ".join(Page((out / "sub-01.html").read_text()).words)
+    assert "Images that rating2d graded" in words and ("none or mild" in words or "moderate to severe" in words)
+    assert ("Where resnet152 looked" in words) == bool(np.asarray(found.dataobj).any())
+
+
+def test_methods_without_weights_are_refused_at_once(simulated, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([str(simulated), str(tmp_path / "out"), "participant", "--models", "resnet152"])
+    assert end.value.code == 64
+    assert "bids_epvs-train resnet152" in capsys.readouterr().err
 
 
 def test_regions_agree_with_the_truth(finished, simulated):
