@@ -222,6 +222,16 @@ def intervals(case: Case) -> dict[tuple[str, str], tuple[float, float]]:
     return dict(zip(zip(both["model"], both["region"], strict=True), ends, strict=True))
 
 
+def about_regions(case: Case, model: str) -> set[str] | None:
+    """Regions that a method speaks about, by its summary table; None (all, and all together) without one, or if all."""
+    path = case.results / f"{case.label}_desc-summary_epvs.tsv"
+    if not path.is_file():
+        return None
+    table = write.read_table(path)
+    found = {str(r) for r in table.loc[table["model"] == model, "region"]}
+    return None if not found or found >= set(NAMES) else found
+
+
 @dataclass(frozen=True)
 class Measured:
     """What was measured on one session, as rows of tables.
@@ -268,7 +278,10 @@ def measure(case: Case, known: Known) -> Measured:
         found, score = read_result(case, model, known.frame)
         seen = metrics.detection(known.truth, found, known.spacing)
         sure = score is not None and claims_probability(case, model)
+        spoken = about_regions(case, model)
         for name, where in inside.items():
+            if spoken is not None and name not in spoken:
+                continue
             figures = metrics.measures(known.truth, found, score, known.spacing, where, seen=seen, calibrated=sure)
             low, high = bounds.get((model, name), (np.nan, np.nan))
             covered = float(low <= figures["count_truth"] <= high) if low == low else np.nan

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from bids_epvs.evaluate.cases import Case, Known, read_result
+from bids_epvs.evaluate.cases import Case, Known, about_regions, read_result
 from bids_epvs.evaluate.metrics import TOLERANCE_MM, apart, markers
 from bids_epvs.explain.attention import peaks
 from bids_epvs.prepare.regions import REGIONS
@@ -50,7 +50,10 @@ def rows(case: Case, known: Known, model: str, resolution: str) -> Iterator[dict
     centres = np.array(list(at_truth.values()), int).reshape(-1, 3)
     own = known.regions[tuple(points.T)] if len(points) else np.zeros(0, np.uint8)
     home = known.regions[tuple(centres.T)] if len(centres) else np.zeros(0, np.uint8)
+    spoken = about_regions(case, model)
     for name in dict.fromkeys(r.name for r in REGIONS.values()):
+        if spoken is not None and name not in spoken:
+            continue
         inside = [i for i, r in REGIONS.items() if r.name == name]
         chosen = np.flatnonzero(np.isin(own, inside))[:MOST]
         common = {"label": case.label, "model": model, "region": name, "resolution": resolution}

@@ -61,7 +61,11 @@ def render(
             by_region=_scatter(numbers),
             shown=shown,
             agreement=AGREEMENT,
-            figures=[_figures(m, sessions[(sessions["model"] == m) & (sessions["region"] == "all")]) for m in models],
+            figures=[
+                _figures(m, sessions[(sessions["model"] == m) & (sessions["region"] == "all")])
+                for m in models
+                if ((sessions["model"] == m) & (sessions["region"] == "all")).any()
+            ],
             diameters=diameters.to_dict("records"),
             reliability=[
                 {"model": m, "picture": plots.reliability(rows["predicted"].to_numpy(), rows["observed"].to_numpy())}

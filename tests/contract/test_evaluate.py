@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from bids_epvs.evaluate.command import main
+from bids_epvs.prepare.regions import NAMES
 
 SHAPE, AFFINE = (24, 20, 8), np.diag([-1.0, 1.0, 2.0, 1.0])
 
@@ -90,6 +91,8 @@ def test_probabilities_and_intervals_are_judged(dataset):
     summary = "model\tregion\themisphere\tcount_low\tcount_high\n"
     for region, low, high in (("CentrumSemiovale", 1, 2), ("BasalGanglia", 2, 4)):
         summary += f"good\t{region}\tboth\t{low}\t{high}\n"
+    for region in NAMES[2:]:
+        summary += f"good\t{region}\tboth\tn/a\tn/a\n"
     for number in ("01", "02"):
         (dataset / f"out/sub-{number}/anat/sub-{number}_desc-summary_epvs.tsv").write_text(summary)
     assert run(dataset) == 0
@@ -216,3 +219,16 @@ def test_peaks_of_a_map_are_ranked(dataset):
     assert hits.loc["BasalGanglia", "hit_at_0.5"] == 0, "the wrong peak of each image is stronger"
     assert hits.loc["BasalGanglia", "hit_at_1"] == 1
     assert hits.loc["BasalGanglia", "epvs"] == 2
+
+
+def test_a_method_is_not_judged_where_it_says_nothing(dataset):
+    summarised(dataset)
+    for number in ("01", "02"):
+        path = dataset / "out" / f"sub-{number}" / "anat" / f"sub-{number}_desc-summary_epvs.tsv"
+        path.write_text(path.read_text().replace("cnn", "good"))
+    assert run(dataset) == 0
+    table = read(dataset)
+    assert set(table.loc[table["model"] == "good", "region"]) == {"BasalGanglia"}
+    assert "all" in set(table.loc[table["model"] == "bad", "region"])
+    hits = read(dataset, "evaluation_hits")
+    assert set(hits.loc[hits["model"] == "good", "region"]) == {"BasalGanglia"}
