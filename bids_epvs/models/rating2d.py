@@ -208,7 +208,7 @@ def cooled(chances: np.ndarray, temperature: float) -> np.ndarray:
 
 WEIGHTS = Weights(
     file="rating2d.npz",
-    sha256="",
+    sha256="388bbb238bb7752e60bc77528bbb04af1b72c526bcbb6525be26cc707377af98",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see rating2d.json beside the weights)",
 )

@@ -136,6 +136,36 @@ class Judge(keras.callbacks.Callback):
             writer.writerow(row)
 
 
+def settle(model: keras.Model, data: keras.utils.PyDataset, *, batches: int = 100) -> None:
+    """Measure the statistics of batch normalisation anew, for averaged weights.
+
+    What training has collected belongs to the weights of each step, not to their average; with it, averaged weights
+    answer with a bias until the rate has fallen to nothing (Izmailov et al. 2018, arXiv:1803.05407).
+    """
+    layers = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    if not layers:
+        return
+    before = [layer.momentum for layer in layers]
+    for k in range(batches):
+        for layer in layers:
+            layer.momentum = k / (k + 1)  # the mean over batches
+        model(data[k % len(data)][0], training=True)
+    for layer, momentum in zip(layers, before, strict=True):
+        layer.momentum = momentum
+
+
+class Settle(keras.callbacks.Callback):
+    """`settle` after each epoch, when the averaged weights are in place."""
+
+    def __init__(self, data: keras.utils.PyDataset) -> None:
+        super().__init__()
+        self.data = data
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Before anything is judged or kept."""
+        settle(self.model, self.data, batches=min(100, len(self.data)))
+
+
 class Follow(keras.callbacks.Callback):
     """Tells the data which epoch it is: a run that goes on draws what it would have drawn, not its beginning again."""
 
@@ -218,6 +248,7 @@ def fit(
             keras.callbacks.BackupAndRestore(str(out / "checkpoint")),
             Follow(data),
             keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
+            Settle(data),
             judge,
             Keep(out / "weights.npz", architecture, judge),
         ],

@@ -110,3 +110,27 @@ def test_training_stops_in_time_and_keeps_the_best(tmp_path):
     assert [float(r["score"]) for r in rows(tmp_path)] == [0.3, 0.5, 0.4, 0.45], "two judgements no better: it stops"
     assert saved == [1, 2], "written after the first and the second epoch, the best one"
     assert json.loads((tmp_path / "card.json").read_text())["HeldOutBest"] == 0.5
+
+
+def test_statistics_are_those_of_the_averaged_weights(rng):
+    """Batch normalisation after a layer whose weights were changed behind its back."""
+
+    class Data(keras.utils.PyDataset):
+        items = rng.normal(3, 2, (20, 64, 5)).astype(np.float32)
+
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, index):
+            return self.items[index], self.items[index]
+
+    seen = keras.Input((5,))
+    dense, norm = keras.layers.Dense(5, kernel_initializer="identity"), keras.layers.BatchNormalization(momentum=0.9)
+    model = keras.Model(seen, norm(dense(seen)))
+    dense.set_weights([4 * np.eye(5), np.ones(5)])
+    loop.settle(model, Data(), batches=20)
+    values = 4 * Data.items.reshape(-1, 5) + 1
+    np.testing.assert_allclose(np.asarray(norm.moving_mean), values.mean(axis=0), rtol=1e-3)
+    np.testing.assert_allclose(np.asarray(norm.moving_variance), values.var(axis=0), rtol=0.05)
+    assert norm.momentum == 0.9
+    loop.settle(keras.Model(seen, dense(seen)), Data())  # nothing to measure
