@@ -21,7 +21,7 @@ MODELS: dict[str, str] = {
 """Name on the command line -> where its ModelSpec is."""
 ON_REQUEST = ("rating2d", "resnet152")
 """Methods that run only when they are named: `rating2d` took the noise of a real scan for EPVS (Haar enhancement makes
-noise stronger that is alike in neighbouring pixels), `resnet152` has no packaged weights and needs some of one's own."""
+noise stronger that is alike in neighbouring pixels), `resnet152` has no packaged weights and needs one's own."""
 
 
 def default() -> tuple[str, ...]:
