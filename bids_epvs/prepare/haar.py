@@ -25,6 +25,10 @@ SEARCH = 3
 LOW, HIGH = 2.0, 8.0
 """Coefficients below `LOW` standard deviations of the noise are noise; up to `HIGH` they are weak structure."""
 GAIN = 2.5
+QUIET = 0.3
+"""Share of the stacks in which noise is measured: those that vary least."""
+QUIET_SHARE = 0.7
+"""Of the standard deviation of white noise is found there, in what differs between the blocks of a stack."""
 
 
 @cache
@@ -42,14 +46,36 @@ def haar_matrix(n: int) -> np.ndarray:
     return np.concatenate([above, below]) / np.sqrt(2)
 
 
-def noise_level(image: np.ndarray) -> float:
-    """Standard deviation of the noise: 1.4826 MAD of the finest diagonal Haar coefficients of pixels with signal."""
-    h, w = image.shape
-    corners = [image[i : h - 1 + i, j : w - 1 + j] for i, j in product((0, 1), (0, 1))]
-    diagonal = (corners[0] - corners[1] - corners[2] + corners[3]) / 2
-    seen = np.minimum.reduce(corners) > 0
-    values = diagonal[seen] if seen.any() else diagonal
-    return float(1.4826 * np.median(np.abs(values - np.median(values)))) if values.size else 0.0
+@cache
+def transforms() -> tuple[np.ndarray, np.ndarray]:
+    """Along a stack, (GROUP, GROUP), and within a block, (BLOCK ** 2, BLOCK ** 2); float32."""
+    within = np.kron(haar_matrix(BLOCK), haar_matrix(BLOCK))
+    return haar_matrix(GROUP).astype(np.float32), within.astype(np.float32)
+
+
+def noise_levels(change: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+    """Standard deviation of the noise in each coefficient of a stack, (GROUP, BLOCK ** 2).
+
+    Noise of scans is correlated between pixels (interpolation, filters): coarse coefficients hold more of it than fine
+    ones, and the mean of a stack, whose blocks overlap, more than their differences. It is measured in the quietest
+    stacks; how it depends on the coefficient within a block, in the differences alone, where there is no anatomy.
+
+    Parameters
+    ----------
+    change : ndarray
+        Transformed stacks, (stacks, GROUP, BLOCK ** 2).
+    seen : ndarray of bool, optional
+        Stacks to look at.
+    """
+    if seen is not None and seen.any():
+        change = change[seen]
+    energy = np.square(change)
+    busy = energy[..., 1:].sum(axis=(1, 2))
+    quiet = energy[busy <= np.quantile(busy, QUIET)].mean(axis=0)
+    within = quiet[1:].mean(axis=0)
+    out = np.tile(within, (GROUP, 1))
+    out[0] *= max(1.0, quiet[0, 1:].mean() / max(within[1:].mean(), 1e-30))
+    return np.sqrt(out) / QUIET_SHARE
 
 
 def groups(image: np.ndarray) -> np.ndarray:
@@ -77,15 +103,13 @@ def groups(image: np.ndarray) -> np.ndarray:
     return starts.reshape(GROUP, -1).T[:, :, None] + inside
 
 
-def enhanced(image: np.ndarray, *, sigma: float | None = None, gain: float = GAIN) -> np.ndarray:
+def enhanced(image: np.ndarray, *, gain: float = GAIN) -> np.ndarray:
     """An image with its weak thin structures made stronger and its noise weaker.
 
     Parameters
     ----------
     image : ndarray
         (X, Y), at least 8 x 8 pixels, not negative.
-    sigma : float, optional
-        Standard deviation of the noise; estimated without.
     gain : float
         Factor on coefficients between `LOW` and `HIGH` standard deviations of the noise.
 
@@ -95,14 +119,15 @@ def enhanced(image: np.ndarray, *, sigma: float | None = None, gain: float = GAI
         The same shape and scale; means of blocks and strong structures are kept.
     """
     image = np.asarray(image, np.float32)
-    sigma = noise_level(image) if sigma is None else sigma
+    where = groups(image)
+    stacks = image.ravel()[where]
+    along, within = transforms()
+    change = np.einsum("gk,nkp,bp->ngb", along, stacks, within, optimize=True)
+    levels = noise_levels(change, stacks[:, 0].min(axis=1) > 0)
+    sigma = float(np.sqrt(np.square(levels[1, 1:]).mean()))
     if sigma <= 0:
         return image.copy()
-    where = groups(image)
-    within = np.kron(haar_matrix(BLOCK), haar_matrix(BLOCK)).astype(np.float32)
-    along = haar_matrix(GROUP).astype(np.float32)
-    change = np.einsum("gk,nkp,bp->ngb", along, image.ravel()[where], within, optimize=True)
-    size = np.abs(change) / sigma
+    size = np.abs(change) / np.maximum(levels, 1e-3 * sigma)
     factor = np.where(size < LOW, 0.0, np.where(size < HIGH, gain, 1.0)).astype(np.float32)
     factor[:, 0, 0] = 1  # the mean of the stack
     back = np.einsum("gk,ngb,bp->nkp", along, change * factor, within, optimize=True)
