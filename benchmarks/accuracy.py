@@ -18,7 +18,7 @@ from scipy import ndimage
 from bids_epvs import pipeline
 from bids_epvs.evaluate.metrics import dice
 from bids_epvs.models import default
-from bids_epvs.prepare.regions import NAMES, REGIONS
+from bids_epvs.prepare.regions import NAMES, indices
 from bids_epvs.settings import Settings
 from bids_epvs.synth.dataset import Plan, simulate
 from bids_epvs.train import HELD_OUT_SUBJECTS
@@ -58,7 +58,7 @@ def main() -> None:
             sizes = nib.load(f"{truth}seg-epvs_dseg.nii.gz").header.get_zooms()
             print(f"{head.name}, voxels {' x '.join(f'{v:.2f}' for v in sizes)} mm")
             for name in NAMES:
-                index = [i for i, r in REGIONS.items() if r.name == name]
+                index = indices(name)
                 print(f"  {name:18s} Dice {dice(np.isin(true, index), np.isin(found, index)):.2f}")
             fraction = voxels(Path(f"{truth}label-EPVS_probseg.nii.gz"))
             tubes = voxels(Path(f"{truth}label-EPVS_desc-instances_dseg.nii.gz"))

@@ -23,7 +23,7 @@ import pandas as pd
 from bids_epvs.evaluate.metrics import dice
 from bids_epvs.models import parcellation
 from bids_epvs.prepare.labels import ATLAS_LABELS
-from bids_epvs.prepare.regions import NAMES, REGIONS, from_labels
+from bids_epvs.prepare.regions import NAMES, from_labels, indices
 from bids_epvs.prepare.session import prepare
 from bids_epvs.synth import anatomy, contrast, scene
 from bids_epvs.train import HELD_OUT_SUBJECTS
@@ -111,7 +111,7 @@ def main() -> None:
             for name, sides in STRUCTURES.items():
                 row[name] = float(np.mean([dice(np.isin(labels, s), np.isin(found, s)) for s in sides]))
             for name in NAMES:
-                own = [i for i, r in REGIONS.items() if r.name == name]
+                own = indices(name)
                 row[f"Region{name}"] = float(np.mean([dice(regions == i, result.regions == i) for i in own]))
             row["seconds"], row["network_seconds"] = seconds, spent[0]
             row["peak_MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

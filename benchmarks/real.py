@@ -23,7 +23,7 @@ from scipy import ndimage
 from bids_epvs import pipeline, stages
 from bids_epvs.measure.lesions import instances
 from bids_epvs.models import unet
-from bids_epvs.prepare.regions import NAMES, REGIONS, WHITE_MATTER
+from bids_epvs.prepare.regions import NAMES, WHITE_MATTER, indices
 from bids_epvs.records import Prepared
 from bids_epvs.settings import Settings
 
@@ -71,7 +71,7 @@ def main() -> None:
             row["lesions_marked"] = (labels > 0)[sick].mean() if sick.any() else np.nan
             row["marked"] = (labels > 0)[white].mean()
             for name in NAMES:
-                inside = np.isin(whole.regions, [i for i, r in REGIONS.items() if r.name == name])
+                inside = np.isin(whole.regions, indices(name))
                 row[name] = len(np.unique(labels[inside & (labels > 0)]))
             rows.append(row)
     table = pd.DataFrame(rows)

@@ -17,6 +17,8 @@ SEVERITY = "Severity"
 """Rating scale of two values: 0 none or mild, 1 moderate to severe."""
 POTTER = "Potter"
 """Rating scale of Potter et al.: 0 to 4."""
+GRADES = 5
+"""Of that scale."""
 REFERENCES = ("T2w", "T1w", "FLAIR")
 """Sequences whose grid results may lie on; the first one that a session has."""
 

@@ -20,7 +20,7 @@ from bids_epvs.evaluate import metrics
 from bids_epvs.evaluate.metrics import Detection, Truth
 from bids_epvs.measure import agreement
 from bids_epvs.measure.lesions import instances
-from bids_epvs.prepare.regions import NAMES, REGIONS
+from bids_epvs.prepare.regions import NAMES, indices
 from bids_epvs.prepare.resample import THICK_MM, bounding_box
 
 logger = logging.getLogger(__name__)
@@ -81,8 +81,8 @@ def find(truth: Path, results: Path) -> list[Case]:
         folder = results / mask.parent.relative_to(truth)
         made = sorted(folder.glob(f"{label}_label-EPVS_desc-*_mask.nii.gz"))
         masks = tuple(paths.parse(p)["desc"] for p in made)
-        summary = folder / f"{label}_desc-summary_epvs.tsv"
-        told = dict.fromkeys(write.read_table(summary)["model"]) if summary.is_file() else {}
+        answers = summary(folder, label)
+        told = {} if answers is None else dict.fromkeys(answers["model"])
         if masks or told:
             out.append(Case(label, mask.parent, folder, masks, tuple(m for m in told if m not in masks)))
         else:
@@ -211,12 +211,17 @@ def claims_probability(case: Case, model: str) -> bool:
     return bool(about.get("Calibrated", True))
 
 
+def summary(folder: Path, label: str) -> pd.DataFrame | None:
+    """Summary table of a session in a folder; None without."""
+    path = folder / f"{label}_desc-summary_epvs.tsv"
+    return write.read_table(path) if path.is_file() else None
+
+
 def intervals(case: Case) -> dict[tuple[str, str], tuple[float, float]]:
     """Interval of the count by method and region, from the summary table of the results; empty without."""
-    path = case.results / f"{case.label}_desc-summary_epvs.tsv"
-    if not path.is_file():
+    table = summary(case.results, case.label)
+    if table is None:
         return {}
-    table = write.read_table(path)
     both = table[(table["hemisphere"] == "both") & table["count_low"].notna()]
     ends = zip(both["count_low"].astype(float), both["count_high"].astype(float), strict=True)
     return dict(zip(zip(both["model"], both["region"], strict=True), ends, strict=True))
@@ -224,10 +229,9 @@ def intervals(case: Case) -> dict[tuple[str, str], tuple[float, float]]:
 
 def about_regions(case: Case, model: str) -> set[str] | None:
     """Regions that a method speaks about, by its summary table; None (all, and all together) without one, or if all."""
-    path = case.results / f"{case.label}_desc-summary_epvs.tsv"
-    if not path.is_file():
+    table = summary(case.results, case.label)
+    if table is None:
         return None
-    table = write.read_table(path)
     found = {str(r) for r in table.loc[table["model"] == model, "region"]}
     return None if not found or found >= set(NAMES) else found
 
@@ -260,7 +264,7 @@ def measure(case: Case, known: Known) -> Measured:
     """Measure the masks of one session."""
     inside = {"all": known.regions > 0}
     for name in NAMES:
-        where = np.isin(known.regions, [i for i, r in REGIONS.items() if r.name == name])
+        where = np.isin(known.regions, indices(name))
         if where.any():
             inside[name] = where
     contrast = contrast_to_noise(case, known)

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from bids_epvs.evaluate.cases import Case, Known, about_regions, read_result
-from bids_epvs.evaluate.metrics import TOLERANCE_MM, apart, markers
+from bids_epvs.evaluate.metrics import TOLERANCE_MM, apart, markers, nearest
+from bids_epvs.evaluate.tables import WRONG_PER_IMAGE
 from bids_epvs.explain.attention import peaks
-from bids_epvs.prepare.regions import REGIONS
+from bids_epvs.prepare.regions import NAMES, indices
 
-WRONG_PER_IMAGE = (0.5, 1.0, 1.5, 2.0, 5.0, 10.0)
 MOST = 400
 """Marks considered in a region of one image, the strongest."""
 
@@ -51,32 +51,22 @@ def rows(case: Case, known: Known, model: str, resolution: str) -> Iterator[dict
     own = known.regions[tuple(points.T)] if len(points) else np.zeros(0, np.uint8)
     home = known.regions[tuple(centres.T)] if len(centres) else np.zeros(0, np.uint8)
     spoken = about_regions(case, model)
-    for name in dict.fromkeys(r.name for r in REGIONS.values()):
+    for name in NAMES:
         if spoken is not None and name not in spoken:
             continue
-        inside = [i for i, r in REGIONS.items() if r.name == name]
+        inside = indices(name)
         chosen = np.flatnonzero(np.isin(own, inside))[:MOST]
         common = {"label": case.label, "model": model, "region": name, "resolution": resolution}
         yield {**common, "kind": "image", "n": int(np.isin(home, inside).sum())}
         if not len(chosen):
             continue
         near = apart(points[chosen], known.truth.lesions > 0, known.spacing) <= TOLERANCE_MM
-        sure = apart(points[chosen], expected, known.spacing) <= TOLERANCE_MM
-        lesion = _nearest(points[chosen], expected, known)
+        away, at = nearest(points[chosen], expected, known.spacing)
+        sure = away <= TOLERANCE_MM
+        lesion = known.truth.lesions[tuple(at.T)]
         for value, s, faint, hit in zip(values[chosen], sure, near, lesion, strict=True):
             if s or not faint:  # marks of EPVS that hardly show are neither right nor wrong
                 yield {**common, "kind": "mark", "value": float(value), "right": bool(s), "hit": int(hit) if s else 0}
-
-
-def _nearest(points: np.ndarray, expected: np.ndarray, known: Known) -> np.ndarray:
-    """Index of the expected EPVS nearest to each point, 0 without any."""
-    from scipy.spatial import cKDTree
-
-    voxels = np.argwhere(expected)
-    if not len(voxels):
-        return np.zeros(len(points), int)
-    _, nearest = cKDTree(voxels * np.asarray(known.spacing)).query(points * np.asarray(known.spacing))
-    return known.truth.lesions[tuple(voxels[nearest].T)]
 
 
 def table(found: pd.DataFrame) -> pd.DataFrame:

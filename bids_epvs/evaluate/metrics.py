@@ -60,10 +60,16 @@ def markers(labels: np.ndarray, spacing: tuple[float, float, float]) -> dict[int
 
 def apart(points: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
     """Distance (mm) of each point, (n, 3) voxels, to the nearest voxel of a mask; inf where the mask is empty."""
+    return nearest(points, mask, spacing)[0]
+
+
+def nearest(points: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """`apart`, and the nearest voxel of the mask to each point, (n, 3); voxel 0 where the mask is empty."""
     targets = np.argwhere(mask)
     if len(targets) == 0 or len(points) == 0:
-        return np.full(len(points), np.inf)
-    return cKDTree(targets * np.asarray(spacing)).query(points * np.asarray(spacing))[0]
+        return np.full(len(points), np.inf), np.zeros((len(points), 3), int)
+    away, index = cKDTree(targets * np.asarray(spacing)).query(points * np.asarray(spacing))
+    return away, targets[index]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from bids_epvs.derivatives import write
-from bids_epvs.evaluate.cases import Case, Known
+from bids_epvs.evaluate.cases import Case, Known, summary
+from bids_epvs.evaluate.tables import parts
 from bids_epvs.measure import agreement, classification, lesions, ratings
 from bids_epvs.measure.ratings import GRADES, SEVERITY
 from bids_epvs.prepare.regions import NAMES
@@ -27,10 +27,8 @@ NOTHING = float("nan")
 
 def of_truth(case: Case, known: Known) -> pd.DataFrame:
     """Counts and grades of the truth, both hemispheres together: its own summary table, or from its lesions."""
-    path = case.truth / f"{case.label}_desc-summary_epvs.tsv"
-    if path.is_file():
-        table = write.read_table(path)
-    else:
+    table = summary(case.truth, case.label)
+    if table is None:
         found = lesions.describe(
             known.truth.lesions, known.regions, known.spacing, to_world=known.frame.affine, to_native_voxel=np.eye(4)
         )
@@ -47,10 +45,10 @@ def of_truth(case: Case, known: Known) -> pd.DataFrame:
 
 def rows(case: Case, known: Known, resolution: str, models: Iterable[str]) -> Iterator[dict[str, Any]]:
     """A row for each method and region that the summary table of the results holds, `COLUMNS`."""
-    path = case.results / f"{case.label}_desc-summary_epvs.tsv"
-    if not path.is_file():
+    table = summary(case.results, case.label)
+    if table is None:
         return
-    truth, table = of_truth(case, known), write.read_table(path)
+    truth = of_truth(case, known)
     table = table[(table["hemisphere"] == "both") & table["model"].isin(list(models))]
     for row in table.to_dict("records"):
         if row["region"] not in truth.index:
@@ -63,30 +61,20 @@ def rows(case: Case, known: Known, resolution: str, models: Iterable[str]) -> It
         yield {c: known_of.get(c, NOTHING) for c in COLUMNS}
 
 
-def _parts(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """All sessions, and those of each resolution where they differ."""
-    yield "all", table
-    kinds = sorted(set(table["resolution"]))
-    if len(kinds) > 1:
-        for kind in kinds:
-            yield f"resolution: {kind}", table[table["resolution"] == kind]
-
-
 def counts(table: pd.DataFrame) -> pd.DataFrame:
     """Agreement of counts with the truth by part, method and region (form of tables 2 and 3 of Dubost et al.)."""
     out = []
     known = table[table["count"].notna() & table["count_truth"].notna()]
-    for part, own in _parts(known):
+    for part, own in parts(known, ("resolution",)):
         for (model, region), group in own.groupby(["model", "region"], sort=False):
             found, true = group["count"].to_numpy(float), group["count_truth"].to_numpy(float)
-            varied = len(found) > 2 and np.ptp(found) > 0 and np.ptp(true) > 0
             icc, ccc = agreement.icc(np.column_stack([found, true])), agreement.ccc(found, true)
             limits = agreement.bland_altman(found, true)
             low, high = group["count_low"].to_numpy(float), group["count_high"].to_numpy(float)
             covered = (low <= true) & (true <= high)
             sure = np.isfinite(low)
             row = {"part": part, "model": model, "region": region, "n": len(group)}
-            row["pearson"] = float(np.corrcoef(found, true)[0, 1]) if varied else NOTHING
+            row["pearson"] = agreement.pearson(found, true)
             row["mae"] = float(np.abs(found - true).mean())
             row |= {"icc": icc.value, "icc_low": icc.low, "icc_high": icc.high, "ccc": ccc.value}
             row |= {"bias": limits.bias.value, "limit_low": limits.low, "limit_high": limits.high}
@@ -98,7 +86,7 @@ def williams(table: pd.DataFrame) -> pd.DataFrame:
     """Whether the counts of two methods correlate with the truth differently, by part and region (Williams' test)."""
     out = []
     known = table[table["count"].notna() & table["count_truth"].notna()]
-    for part, own in _parts(known):
+    for part, own in parts(known, ("resolution",)):
         for region, group in own.groupby("region", sort=False):
             wide = group.pivot(index="label", columns="model", values="count")
             true = group.drop_duplicates("label").set_index("label")["count_truth"].reindex(wide.index)
@@ -117,7 +105,7 @@ def grades(table: pd.DataFrame) -> pd.DataFrame:
     """Potter grades against the truth by part, method and region."""
     out = []
     rated = table[table["rating"].notna() & table["grade_truth"].notna() & (table["rating_scale"] != SEVERITY)]
-    for part, own in _parts(rated[rated["region"].isin(ratings.GRADED)]):
+    for part, own in parts(rated[rated["region"].isin(ratings.GRADED)], ("resolution",)):
         for (model, region), group in own.groupby(["model", "region"], sort=False):
             said, true = group["rating"].to_numpy(int), group["grade_truth"].to_numpy(int)
             right = classification.proportion(int((said == true).sum()), len(true))
@@ -143,7 +131,7 @@ def severity(table: pd.DataFrame) -> pd.DataFrame:
     chance = table["p_1"].where(table["rating_scale"] == SEVERITY, table[CHANCES[ratings.SEVERE_GRADE :]].sum(axis=1))
     chance = chance.where(table["p_0"].notna(), severe)
     known = table.assign(said=chance)[severe.notna() & table["severe_truth"].notna()]
-    for part, own in _parts(known):
+    for part, own in parts(known, ("resolution",)):
         for (model, region), group in own.groupby(["model", "region"], sort=False):
             figures = classification.binary(group["severe_truth"].to_numpy(int), group["said"].to_numpy(float))
             out.append({"part": part, "model": model, "region": region, **figures})

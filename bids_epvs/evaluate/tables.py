@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,8 @@ MEANS = (
     *("sensitivity", "precision", "magnitude_accuracy", "f1", "dice", "volumetric_similarity", "auc", "hausdorff_mm"),
     *("surface_1mm", "mahalanobis", "ece", "interval_coverage", "valdo_dice", "valdo_volume_mm3", "valdo_count"),
 )
+WRONG_PER_IMAGE = (0.5, 1.0, 1.5, 2.0, 5.0, 10.0)
+"""Wrong marks a region of an image at which hits are counted."""
 COMPARED = {"count": ("count_truth", "count_found"), "volume": ("volume_truth_mm3", "volume_found_mm3")}
 SPLITS = ("resolution", "mimics", "contrast")
 DESCRIPTIONS = {
@@ -70,10 +72,7 @@ REGIONAL = {
     "f1": "2 TP / (2 TP + FP + FN)",
     "brier": "mean squared error of the probability",
     "epvs": "EPVS that show, in all images",
-    **{
-        f"hit_at_{k:g}": f"share of EPVS hit at {k:g} wrong marks a region of an image"
-        for k in (0.5, 1.0, 1.5, 2.0, 5.0, 10.0)
-    },
+    **{f"hit_at_{k:g}": f"share of EPVS hit at {k:g} wrong marks a region of an image" for k in WRONG_PER_IMAGE},
 }
 """Columns of the tables of counts, grades, severity and marks."""
 
@@ -81,6 +80,16 @@ REGIONAL = {
 def described(names: Iterable[str]) -> dict[str, dict[str, str]]:
     """Data dictionary of a table of `REGIONAL` columns."""
     return {n: {"Description": REGIONAL[n]} for n in names if n in REGIONAL}
+
+
+def parts(sessions: pd.DataFrame, splits: Iterable[str] = SPLITS) -> Iterator[tuple[str, pd.DataFrame]]:
+    """All sessions (``all``), then those with each value of the columns in which they differ (``column: value``)."""
+    yield "all", sessions
+    for column in splits:
+        values = sorted(set(sessions[column]))
+        if len(values) > 1:
+            for value in values:
+                yield f"{column}: {value}", sessions[sessions[column] == value]
 
 
 def summary(sessions: pd.DataFrame) -> pd.DataFrame:
@@ -96,13 +105,8 @@ def summary(sessions: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         ``part`` is ``all``, or a value of `SPLITS` where the sessions differ in it.
     """
-    parts = [("all", sessions)]
-    for column in SPLITS:
-        values = sorted(set(sessions[column]))
-        if len(values) > 1:
-            parts += [(f"{column}: {v}", sessions[sessions[column] == v]) for v in values]
     out = []
-    for part, own in parts:
+    for part, own in parts(sessions):
         for (model, region), rows in own.groupby(["model", "region"], sort=False):
             out.append({"part": part, "model": model, "region": region, "n": len(rows), **_figures(rows)})
     return pd.DataFrame(out)
@@ -129,8 +133,7 @@ def _figures(rows: pd.DataFrame) -> dict[str, float]:
         absolute = agreement.icc(np.column_stack([x, y]))
         out |= {f"icc_{name}": absolute.value, f"icc_{name}_low": absolute.low, f"icc_{name}_high": absolute.high}
         out[f"ccc_{name}"] = agreement.ccc(x, y).value
-        varied = len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0
-        out[f"pearson_{name}"] = float(np.corrcoef(x, y)[0, 1]) if varied else float("nan")
+        out[f"pearson_{name}"] = agreement.pearson(x, y)
         limits = agreement.bland_altman(x, y)
         out |= {f"bias_{name}": limits.bias.value, f"limit_low_{name}": limits.low, f"limit_high_{name}": limits.high}
     return out

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_epvs.models.count import COUNTED
-from bids_epvs.prepare.regions import REGIONS
+from bids_epvs.prepare.regions import REGIONS, indices
 from bids_epvs.prepare.resample import bounding_box
 from bids_epvs.records import Prediction, Prepared
 
@@ -82,6 +82,6 @@ def explain(prepared: Prepared, made: Prediction, parameters: Mapping[str, Any])
             points, _ = peaks(made.saliency, (prepared.regions == index) & ~prepared.csf, prepared.spacing)
             chosen.append(points[: round(number)])
     points = np.concatenate(chosen) if chosen else np.zeros((0, 3), int)
-    allowed = np.isin(prepared.regions, [i for i, r in REGIONS.items() if r.name in COUNTED]) & ~prepared.csf
+    allowed = np.isin(prepared.regions, indices(*COUNTED)) & ~prepared.csf
     found = grown(made.saliency, points, allowed, prepared.spacing)
     return replace(made, mask=found > 0, instances=found)

@@ -16,7 +16,7 @@ from scipy import ndimage, stats
 
 from bids_epvs.explain import clever
 from bids_epvs.models import resnet152
-from bids_epvs.prepare.regions import NAMES, REGIONS
+from bids_epvs.prepare.regions import NAMES, indices
 from bids_epvs.records import Prediction, Prepared
 
 if TYPE_CHECKING:
@@ -168,8 +168,5 @@ def by_region(saliency: np.ndarray, regions: np.ndarray) -> dict[str, float]:
     """Share of the sum of a map that lies in each region; 0 for an empty map."""
     total = float(saliency.sum())
     return {
-        name: float(saliency[np.isin(regions, [i for i, r in REGIONS.items() if r.name == name])].sum()) / total
-        if total > 0
-        else 0.0
-        for name in NAMES
+        name: float(saliency[np.isin(regions, indices(name))].sum()) / total if total > 0 else 0.0 for name in NAMES
     }

@@ -10,7 +10,7 @@ import pandas as pd
 
 from bids_epvs.derivatives import columns
 from bids_epvs.group.stats import keys
-from bids_epvs.measure.ratings import SEVERITY
+from bids_epvs.measure.ratings import APART, SEVERITY
 from bids_epvs.records import Cohort
 
 OUTLIER_Z = 3.5
@@ -82,10 +82,10 @@ def _outliers(both: pd.DataFrame) -> tuple[Mapping[str, float], Mapping[str, str
 
 
 def _disagreements(both: pd.DataFrame) -> Mapping[str, str]:
-    """Regions whose grades differ by two or more between methods."""
+    """Regions whose grades differ by `APART` or more between methods."""
     rated = both[both["rating"].notna() & (both["rating_scale"] != SEVERITY)]
     grades = rated.groupby(["label", "region"], sort=False)["rating"].agg(["min", "max"]).reset_index()
-    return _listed(grades[grades["max"] - grades["min"] >= 2], "region")
+    return _listed(grades[grades["max"] - grades["min"] >= APART], "region")
 
 
 def _listed(table: pd.DataFrame, column: str) -> Mapping[str, str]:

@@ -175,7 +175,7 @@ def compared(kind: str, region: object, value: object, pairs: pd.DataFrame) -> l
         return []
     a, b = (pairs[c].to_numpy(float) for c in pairs)
     row: dict[str, Any] = {"kind": kind, "region": region, "value": value, "a": pairs.columns[0], "b": pairs.columns[1]}
-    row |= {"n": len(pairs), "mae": float(np.abs(a - b).mean()), "pearson": correlation(a, b)}
+    row |= {"n": len(pairs), "mae": float(np.abs(a - b).mean()), "pearson": agreement.pearson(a, b)}
     if value in ("rating", "severity"):
         grades = GRADES if value == "rating" else 2
         row |= _estimate("kappa", agreement.weighted_kappa(a, b, categories=grades))
@@ -187,11 +187,6 @@ def compared(kind: str, region: object, value: object, pairs: pd.DataFrame) -> l
     return [{**row, "limit_low": found.low, "limit_high": found.high, "slope_p": found.slope_p}]
 
 
-def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson correlation, nan where one of both does not vary."""
-    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) > 0 and np.ptp(b) > 0 else np.nan
-
-
 def _estimate(name: str, found: agreement.Estimate) -> dict[str, float]:
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
@@ -201,7 +196,7 @@ def _williams(region: object, value: object, rater: str, table: pd.DataFrame) ->
     if len(table) < 4:
         return []
     human, a, b = (table[c].to_numpy(float) for c in table)
-    r_a, r_b, r_ab = correlation(human, a), correlation(human, b), correlation(a, b)
+    r_a, r_b, r_ab = agreement.pearson(human, a), agreement.pearson(human, b), agreement.pearson(a, b)
     t, p = agreement.williams(r_a, r_b, r_ab, len(table))
     names = {"rater": rater, "a": table.columns[1], "b": table.columns[2]}
     figures = {"n": len(table), "r_a": r_a, "r_b": r_b, "r_ab": r_ab, "t": t, "p": p}

@@ -114,6 +114,12 @@ def smallest_detectable_change(ratings: np.ndarray) -> float:
     return float(1.96 * np.sqrt(2 * table.var(axis=1, ddof=1).mean()))
 
 
+def pearson(a: Values, b: Values) -> float:
+    """Pearson correlation; nan with fewer than three pairs or where one of both does not vary."""
+    x, y = np.asarray(a, float), np.asarray(b, float)
+    return float(np.corrcoef(x, y)[0, 1]) if len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0 else float("nan")
+
+
 def ccc(x: Values, y: Values) -> Estimate:
     """Lin's concordance correlation: 2 s_xy / (s_x^2 + s_y^2 + (difference of means)^2); 1 is perfect.
 

@@ -16,18 +16,19 @@ import pandas as pd
 
 from bids_epvs.measure import agreement
 from bids_epvs.prepare.regions import REGIONS
-from bids_epvs.records import POTTER, SEVERITY, Finding
+from bids_epvs.records import GRADES, POTTER, SEVERITY, Finding
 
 SUMMARY_COLUMNS = [
     *("model", "region", "hemisphere", "count", "count_low", "count_high", "volume_mm3", "volume_fraction"),
     *("rating", "rating_scale", "p_0", "p_1", "p_2", "p_3", "p_4"),
     *("slice", "slice_count", "adams_count", "region_volume_mm3"),
 ]
-GRADES = 5
 GRADED = ("BasalGanglia", "CentrumSemiovale")
 """Regions that Potter's scale grades from 0 to 4."""
 SEVERE_GRADE = 2
 """Potter grade from which EPVS are moderate to severe (more than ten in the fullest slice)."""
+APART = 2
+"""Grades of two methods that differ by this much or more disagree."""
 _ADAMS_SLICE = {"BasalGanglia": "anterior_commissure", "CentrumSemiovale": "adams_cso"}
 
 

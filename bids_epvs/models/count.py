@@ -11,14 +11,12 @@ quantification of enlarged perivascular spaces in clinical brain MRI across site
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bids_epvs.models import weights
-from bids_epvs.models.spec import ModelSpec, Weights
+from bids_epvs.models.spec import ModelSpec, Weights, recorded
 from bids_epvs.prepare import crops
 from bids_epvs.prepare.crops import Crop
 from bids_epvs.prepare.regions import REGIONS
@@ -161,7 +159,7 @@ def predictor(
         """Counts of one session from its T2w."""
         model, stored = network(parameters.get("weights"))
         found = densities(model, prepared, stored)
-        record = {k: v for k, v in parameters.items() if k != "weights"}
+        record = recorded(parameters)
         record["calibration"] = stored.get(thickness(prepared.spacing), {})
         said = findings({k: n for k, (n, _, _) in found.items()}, stored, prepared.spacing)
         notes = () if found else ("no region is in the scan",)
@@ -198,13 +196,7 @@ COMMON = (
     "8 and 16 filters instead of 32 and 64, batch normalisation, percentiles 0.5 and 99.5 instead of the extremes.",
     "The centrum semiovale is the white matter above the lateral ventricles, not the neighbourhood of one slice.",
 )
-
-
-@cache
-def network(file: Path | None = None) -> tuple[keras.Model, Mapping[str, Any]]:
-    """The network and its calibration, packaged or from a file; see `weights.restored`."""
-    model, path = weights.restored(build, WEIGHTS, file, what="the network cnn", instead="choose --models frangi")
-    return model, weights.calibration(path)
+network = weights.network_of("cnn", build, WEIGHTS)
 
 
 SPEC = ModelSpec(

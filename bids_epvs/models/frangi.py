@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from bids_epvs.models.spec import ModelSpec
 from bids_epvs.prepare.intensity import Levels, levels
-from bids_epvs.prepare.regions import NAMES, REGIONS, WHITE_MATTER
+from bids_epvs.prepare.regions import NAMES, WHITE_MATTER, indices
 from bids_epvs.records import Prediction, Prepared
 
 PARAMETERS: dict[str, Any] = {
@@ -173,7 +173,7 @@ def slice_rules(mask: np.ndarray, prepared: Prepared, parameters: Mapping[str, A
     """Drop 2-D components whose area or elongation is not that of an EPVS (Ballerini's rules for thick slices)."""
     out = np.zeros_like(mask)
     pixel = prepared.spacing[0] * prepared.spacing[1]
-    ganglia = [i for i, r in REGIONS.items() if r.name == "BasalGanglia"]
+    ganglia = indices("BasalGanglia")
     for k in np.flatnonzero(mask.any(axis=(0, 1))):
         found, _ = ndimage.label(mask[..., k], np.ones((3, 3)))
         for index, box in enumerate(ndimage.find_objects(found), start=1):

@@ -8,10 +8,7 @@ Dubost et al. 2020, Weakly supervised object detection with 2D and 3D regression
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bids_epvs.models import count, weights
 from bids_epvs.models.spec import ModelSpec, Weights
@@ -46,13 +43,7 @@ WEIGHTS = Weights(
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see gpunet.json beside the weights)",
 )
-
-
-@cache
-def network(file: Path | None = None) -> tuple[keras.Model, Mapping[str, Any]]:
-    """The network and its calibration, packaged or from a file; see `weights.restored`."""
-    model, path = weights.restored(build, WEIGHTS, file, what="the network gpunet", instead="choose --models frangi")
-    return model, weights.calibration(path)
+network = weights.network_of("gpunet", build, WEIGHTS)
 
 
 SPEC = ModelSpec(

@@ -9,24 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import special
 
 from bids_epvs.models import weights
-from bids_epvs.models.spec import ModelSpec, Weights
+from bids_epvs.models.spec import ModelSpec, Weights, recorded
 from bids_epvs.prepare import haar
-from bids_epvs.prepare.regions import REGIONS
+from bids_epvs.prepare.regions import REGIONS, indices
 from bids_epvs.prepare.resample import along_axes, overlap
-from bids_epvs.records import POTTER, Finding, Prediction, Prepared
+from bids_epvs.records import GRADES, POTTER, Finding, Prediction, Prepared
 
 if TYPE_CHECKING:
     import keras
 
-GRADES = 5
 SIZE = (112, 86)
 """Pixels of an image from front to back and across."""
 PIXEL_MM = 0.6
@@ -76,7 +73,7 @@ def chosen_slices(regions: np.ndarray, spacing: Sequence[float], commissure: int
     return tuple(int(k) for k in wanted if k <= high)
 
 
-SIDES = tuple(i for i, r in REGIONS.items() if r.name == "BasalGanglia")
+SIDES = indices("BasalGanglia")
 """Indices of the basal ganglia, left and right."""
 
 
@@ -135,8 +132,9 @@ def _view(
         first = int(np.clip(np.floor(low / spacing[axis]), 0, max(n - 8, 0)))
         last = int(np.clip(np.ceil((low + extent[axis]) / spacing[axis]), min(first + 8, n), n))
         box.append(slice(first, last))
-        count = round(extent[axis] / PIXEL_MM)
-        weights.append(overlap(count, PIXEL_MM, last - first, spacing[axis], start=low - first * spacing[axis]))
+        weights.append(
+            overlap(SIZE[1 - axis], PIXEL_MM, last - first, spacing[axis], start=low - first * spacing[axis])
+        )
     crop = np.clip(image[box[0], box[1], index] / np.float32(top), 0, 1.5).astype(np.float32)
     sharp = haar.enhanced(crop) if with_haar else crop
     turned = [along_axes(a, weights) for a in (crop, sharp, own[box[0], box[1], index])]
@@ -212,13 +210,7 @@ WEIGHTS = Weights(
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see rating2d.json beside the weights)",
 )
-
-
-@cache
-def network(file: Path | None = None) -> tuple[keras.Model, Mapping[str, Any]]:
-    """The network and its calibration, packaged or from a file; see `weights.restored`."""
-    model, path = weights.restored(build, WEIGHTS, file, what="the network rating2d", instead="choose --models frangi")
-    return model, weights.calibration(path)
+network = weights.network_of("rating2d", build, WEIGHTS)
 
 
 def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
@@ -234,11 +226,12 @@ def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
         prepared.slices.get("anterior_commissure"),
         with_haar=stored.get("haar", True),
     )
-    record: dict[str, Any] = {k: v for k, v in parameters.items() if k != "weights"}
+    record = recorded(parameters)
     if not seen:
         return Prediction("rating2d", parameters=record, notes=("the basal ganglia are not in the scan",))
     given = stacked(np.stack([v.sharp for v in seen]), np.stack([v.inside for v in seen]))
     chances = cooled(np.asarray(keras.ops.convert_to_numpy(model(given, training=False))), stored.get("temperature", 1))
+    record["haar"] = stored.get("haar", True)
     record |= {rule: subject_grade(chances, rule) for rule in ("highest", "majority")}
     record["images"] = [
         {"slice": v.slice, "side": REGIONS[v.side].side, "chances": c.round(4).tolist()}

@@ -9,17 +9,15 @@ cohort using an interpretable, 3D deep learning framework, Scientific Reports 12
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import special
 
 from bids_epvs.models import weights
-from bids_epvs.models.spec import ModelSpec, Weights
+from bids_epvs.models.spec import ModelSpec, Weights, recorded
 from bids_epvs.prepare import window
-from bids_epvs.prepare.regions import REGIONS
+from bids_epvs.prepare.regions import indices
 from bids_epvs.prepare.window import Window
 from bids_epvs.records import SEVERITY, Finding, Prediction, Prepared
 
@@ -55,7 +53,7 @@ def volume(
     spacing : tuple of float
         Voxel sizes, mm.
     """
-    own = np.isin(regions, [i for i, r in REGIONS.items() if r.name == "BasalGanglia"])
+    own = np.isin(regions, indices("BasalGanglia"))
     if not own.any():
         return None
     where = window.around(own, spacing, SHAPE, STEP_MM)
@@ -90,7 +88,7 @@ def build(depth: int = 152, width: int = WIDTH, stride_z: int = 2) -> keras.Mode
         raise ValueError(f"depth: expected one of {sorted(UNITS)}, received {depth}")
     step = (2, 2, stride_z)
     image = keras.Input((None, None, None, 1))
-    x = _convolve(image, width, 7, step)
+    x = _convolve(image, width, 7, step, name="first")
     x = layers.MaxPooling3D(3, strides=step, padding="same")(x)
     for stage, units in enumerate(UNITS[depth]):
         for number in range(units):
@@ -100,19 +98,21 @@ def build(depth: int = 152, width: int = WIDTH, stride_z: int = 2) -> keras.Mode
     return keras.Model(image, layers.Activation("sigmoid")(logit), name=f"resnet{depth}")
 
 
-def _convolve(x: Any, filters: int, size: int, stride: Any = 1) -> Any:
+def _convolve(x: Any, filters: int, size: int, stride: Any = 1, *, name: str) -> Any:
     """Convolution, batch normalisation, ReLU."""
     from keras import layers
 
-    x = layers.Conv3D(filters, size, strides=stride, padding="same", use_bias=False)(x)
-    return layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.Conv3D(filters, size, strides=stride, padding="same", use_bias=False, name=f"{name}_convolution")(x)
+    return layers.ReLU(name=f"{name}_relu")(layers.BatchNormalization(name=f"{name}_normalisation")(x))
 
 
 def _unit(x: Any, filters: int, stride: Any, *, name: str) -> Any:
     """Convolutions of 3, 3 and 1, their result added to the input."""
     from keras import layers
 
-    inner = _convolve(_convolve(_convolve(x, filters, 3, stride), filters, 3), filters, 1)
+    inner = x
+    for number, (size, own) in enumerate(((3, stride), (3, 1), (1, 1)), 1):
+        inner = _convolve(inner, filters, size, own, name=f"{name}_{number}")
     if stride != 1 or x.shape[-1] != filters:
         x = layers.Conv3D(filters, 1, strides=stride, padding="same", use_bias=False, name=f"{name}_match")(x)
     return layers.Add(name=name)([x, inner])
@@ -124,13 +124,7 @@ WEIGHTS = Weights(
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see resnet152.json beside the weights)",
 )
-
-
-@cache
-def network(file: Path | None = None) -> tuple[keras.Model, Mapping[str, Any]]:
-    """The network and its calibration, packaged or from a file; see `weights.restored`."""
-    model, path = weights.restored(build, WEIGHTS, file, what="the network resnet152", instead="choose --models frangi")
-    return model, weights.calibration(path)
+network = weights.network_of("resnet152", build, WEIGHTS)
 
 
 def calibrated(chance: float, stored: Mapping[str, Any]) -> float:
@@ -149,7 +143,7 @@ def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
     import keras
 
     model, stored = network(parameters.get("weights"))
-    record = {k: v for k, v in parameters.items() if k != "weights"}
+    record = recorded(parameters)
     found = seen(prepared)
     if found is None:
         return Prediction("resnet152", parameters=record, notes=("the basal ganglia are not in the scan",))

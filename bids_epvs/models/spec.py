@@ -96,3 +96,8 @@ class ModelSpec:
     calibrated: bool = False
     needs_t2w: bool = True
     deviations: tuple[str, ...] = ()
+
+
+def recorded(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as they go into a result: without the path of the weights, whose checksum is recorded."""
+    return {k: v for k, v in parameters.items() if k != "weights"}

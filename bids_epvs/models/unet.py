@@ -11,15 +11,13 @@ Rashid et al. 2023, doi:10.1016/j.ynirp.2023.100162.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import special
 
 from bids_epvs.models import weights
-from bids_epvs.models.spec import ModelSpec, Weights
+from bids_epvs.models.spec import ModelSpec, Weights, recorded
 from bids_epvs.prepare.regions import NAMES, WHITE_MATTER
 from bids_epvs.prepare.resample import bounding_box, thickness
 from bids_epvs.records import Prediction, Prepared
@@ -187,11 +185,7 @@ def calibrated(stored: Mapping[str, Any], names: Sequence[str], spacing: Sequenc
     return table.get("+".join(names)) or table[names[0] if names[0] in table else "T2w"]
 
 
-@cache
-def network(file: Path | None = None) -> tuple[keras.Model, Mapping[str, Any]]:
-    """The network and its calibration, packaged or from a file; see `weights.restored`."""
-    model, path = weights.restored(build, WEIGHTS, file, what="the network unet", instead="choose --models frangi")
-    return model, weights.calibration(path)
+network = weights.network_of("unet", build, WEIGHTS)
 
 
 def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
@@ -215,8 +209,7 @@ def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
     probability = np.zeros(inside.shape, np.float32)
     probability[box] = probabilities(made, used)
     probability[~inside] = 0
-    record = {**parameters, "sequences": list(names), **used}
-    record.pop("weights", None)  # a path of this machine; the checksum is recorded
+    record = {**recorded(parameters), "sequences": list(names), **used}
     return Prediction("unet", probability, probability >= used["threshold"], record)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,6 +167,23 @@ def restored(
         ) from error
     load(model, path)
     return model, path
+
+
+def network_of(
+    name: str, build: Callable[..., keras.Model], packaged: Weights
+) -> Callable[..., tuple[keras.Model, Mapping[str, Any]]]:
+    """A function from a file (or nothing: the packaged one) to a method's network and its calibration; see `restored`.
+
+    What it has read once it keeps.
+    """
+
+    @cache
+    def network(file: Path | None = None) -> tuple[keras.Model, Mapping[str, Any]]:
+        what = f"the network {name}"
+        model, path = restored(build, packaged, file, what=what, instead="choose --models frangi")
+        return model, calibration(path)
+
+    return network
 
 
 def identity(weights: Weights, file: Path | None = None) -> str:

@@ -52,7 +52,17 @@ REGIONS: dict[int, Region] = {
 }
 """Index in ``seg-epvs_dseg`` -> region."""
 
-WHITE_MATTER = tuple(i for i, r in REGIONS.items() if r.name in ("CentrumSemiovale", "OtherWhiteMatter"))
+
+def indices(*names: str) -> tuple[int, ...]:
+    """Indices of some regions in both hemispheres.
+
+    >>> indices("BasalGanglia")
+    (1, 2)
+    """
+    return tuple(i for i, r in REGIONS.items() if r.name in names)
+
+
+WHITE_MATTER = indices("CentrumSemiovale", "OtherWhiteMatter")
 """Indices of cerebral white matter."""
 
 PONS_TOP = np.array([0.0, -24.0, -19.0])

@@ -9,9 +9,6 @@ import pandas as pd
 from bids_epvs.measure.ratings import SEVERITY
 from bids_epvs.prepare.regions import NAMES
 
-APART = 2
-"""Grades of two methods that differ by this much or more disagree."""
-
 
 def lines(summary: pd.DataFrame) -> dict[str, Any]:
     """Counts and grades by region and method.

@@ -233,10 +233,11 @@ def _view(box: tuple[slice, slice, slice], axis: int, shape: Sequence[int]) -> t
     return flip[0], flip[1]
 
 
-def region_view(mask: np.ndarray, index: int, margin: int = 20) -> tuple[slice, slice]:
-    """Rows and columns of the axial `plane` that show a region in one slice, whole slice where it is absent."""
+def region_view(mask: np.ndarray, index: int | None = None, margin: int = 20) -> tuple[slice, slice]:
+    """Rows and columns of the axial `plane` that show a region in one slice (in all: None, or where it is absent)."""
     part = np.zeros_like(mask)
-    part[:, :, index] = mask[:, :, index]
+    if index is not None:
+        part[:, :, index] = mask[:, :, index]
     return _view(bounding_box(part if part.any() else mask, margin), 2, mask.shape)
 
 

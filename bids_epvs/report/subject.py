@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bids_epvs.measure.ratings import SEVERITY
+from bids_epvs.measure.ratings import APART, SEVERITY
 from bids_epvs.models import load, rating2d
 from bids_epvs.models.spec import ModelSpec
-from bids_epvs.prepare.regions import NAMES, REGIONS
+from bids_epvs.prepare.regions import NAMES, REGIONS, indices
 from bids_epvs.records import Prepared, Scan
 from bids_epvs.report import consensus, figures, plots
 
@@ -132,7 +132,7 @@ def render(
             regions=[r for r in REGIONS.values() if r.side == "Left"],
             epvs_color=figures.EPVS_COLOR,
             brain_color=figures.BRAIN_COLOR,
-            apart=consensus.APART,
+            apart=APART,
             color_bar=figures.data_uri(figures.png(figures.color_bar()), "png"),
         )
     )
@@ -230,8 +230,7 @@ def _thumbnail(view: View) -> bytes:
 
 def _middle(prepared: Prepared) -> int:
     """The axial slice with the most basal ganglia, or the middle one."""
-    inside = [i for i, r in REGIONS.items() if r.name == "BasalGanglia"]
-    area = np.isin(prepared.regions, inside).sum(axis=(0, 1))
+    area = np.isin(prepared.regions, indices("BasalGanglia")).sum(axis=(0, 1))
     return int(np.argmax(area)) if area.any() else prepared.brain.shape[2] // 2
 
 
@@ -253,7 +252,7 @@ def _decisions(view: View, model: str, pictures: dict[str, bytes]) -> list[dict]
         if row.empty or pd.isna(row["slice"].iloc[0]):
             continue
         index = int(row["slice"].iloc[0])
-        inside = np.isin(prepared.regions, [i for i, r in REGIONS.items() if r.name == name])
+        inside = np.isin(prepared.regions, indices(name))
         own = np.where(inside, prepared.regions, 0)
         box = figures.region_view(inside, index)
         common: dict[str, Any] = {
@@ -294,12 +293,12 @@ def _map(view: View, spec: ModelSpec, pictures: dict[str, bytes]) -> dict:
     """The axial slices through a method's regions where its map is strongest, with the regions' outlines."""
     prepared, values = view.prepared, view.maps[spec.name]
     assert prepared is not None  # the caller checked
-    inside = np.isin(prepared.regions, [i for i, r in REGIONS.items() if r.name in spec.regions])
+    inside = np.isin(prepared.regions, indices(*spec.regions))
     strength = np.where(inside.any(axis=(0, 1)), values.sum(axis=(0, 1)), -1.0)
     chosen = sorted(np.argsort(-strength, kind="stable")[:SHOWN_SLICES].tolist())
     shown = values / max(float(values.max()), 1e-9)
     own = np.where(inside, prepared.regions, 0)
-    box = figures.region_view(inside.any(axis=2, keepdims=True).repeat(inside.shape[2], axis=2), chosen[0], 30)
+    box = figures.region_view(inside, margin=30)
     tiles: list[tuple[np.ndarray, ...]] = []
     for index in chosen:
         common: dict[str, Any] = {
@@ -350,6 +349,7 @@ def _rated(view: View, pictures: dict[str, bytes]) -> list[dict]:
         prepared.regions,
         prepared.spacing,
         prepared.slices.get("anterior_commissure"),
+        with_haar=view.details["rating2d"].get("haar", True),
     )
     out = []
     for k, (own, told) in enumerate(zip(seen, found, strict=False)):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
@@ -23,8 +22,6 @@ from bids_epvs.synth.scene import Scene
 
 BURDENS = {"any": 0.6, "elderly": 0.15, "low": 0.1, "high": 0.15}
 """How often each of `tubes.BURDENS` is drawn."""
-VISIBLE = 0.3
-"""Share of some voxel of the scan that an EPVS must fill to be counted."""
 
 
 def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
@@ -37,19 +34,14 @@ def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
         ``soft_<i>`` (uint8), ``mask_<i>`` (bool), ``at_<i>`` (int16, (n, 3) voxels) and ``share_<i>`` (float32, (n,)):
         points of EPVS and the part of one EPVS that each stands for; ``spacing``.
     """
-    first = volumes.draw_protocol(rng, kind)
-    shape, affine = made.grid(first.spacing)
-    grid = nib.Nifti1Image(np.broadcast_to(np.uint8(0), shape), affine)
-    look = volumes.draw_look(rng, "T2w", strength=float(rng.uniform(0.5, 1.0)), tesla=first.tesla)
-    image = made.scan(rng, look, first)
-    brain = ndimage.binary_opening(np.isin(volumes.labels_on(made, grid), volumes.BRAIN))
-    regions = np.where(brain, made.regions_on(first.spacing), 0)
-    fraction, index = made.fraction(first.spacing)
+    shot = volumes.t2w(rng, made, kind)
+    spacing = shot.protocol.spacing
+    fraction, index = made.fraction(spacing)
     peak = ndimage.maximum(fraction, index, np.arange(1, len(made.tubes) + 1)) if made.tubes else []
-    seen = [t for t, p in zip(made.tubes, np.atleast_1d(peak), strict=True) if p >= VISIBLE]
-    out: dict[str, Any] = {"spacing": np.array(first.spacing, np.float32)}
-    for number, own in count.sides(regions, image, first.spacing).items():
-        at, share = points([t for t in seen if t.region == number], own, affine[:3, 3])
+    seen = [t for t, p in zip(made.tubes, np.atleast_1d(peak), strict=True) if p >= volumes.VISIBLE]
+    out: dict[str, Any] = {"spacing": np.array(spacing, np.float32)}
+    for number, own in count.sides(shot.regions, shot.image, spacing).items():
+        at, share = points([t for t in seen if t.region == number], own, shot.affine[:3, 3])
         out[f"image_{number}"] = crops.as_bytes(own.image)
         out[f"soft_{number}"] = np.rint(own.soft * 255).astype(np.uint8)
         out[f"mask_{number}"], out[f"at_{number}"], out[f"share_{number}"] = own.mask, at, share

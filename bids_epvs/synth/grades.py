@@ -10,9 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from scipy import ndimage
 
 from bids_epvs.derivatives import write
 from bids_epvs.models import rating2d, resnet152
@@ -31,8 +29,6 @@ NONE = 0.08
 FEWEST, MANY, MOST = 6, 60, 420
 """EPVS in the basal ganglia, both sides: log-uniform from the first to the last, or uniform from the second to it, so
 that every grade is common."""
-VISIBLE = 0.3
-"""Share of some voxel of a slice that an EPVS must fill to be counted there."""
 SIDES = rating2d.SIDES
 
 
@@ -73,23 +69,18 @@ def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
         (int16, visible EPVS in each), ``box`` (uint8, `resnet152.volume`), ``basal`` and ``epvs`` (bool, on its
         grid), ``fullest`` (visible EPVS in the fullest slice of a hemisphere), ``spacing``.
     """
-    first = volumes.draw_protocol(rng, kind)
-    shape, affine = made.grid(first.spacing)
-    grid = nib.Nifti1Image(np.broadcast_to(np.uint8(0), shape), affine)
-    look = volumes.draw_look(rng, "T2w", strength=float(rng.uniform(0.5, 1.0)), tesla=first.tesla)
-    image = np.maximum(made.scan(rng, look, first), 0)
-    brain = ndimage.binary_opening(np.isin(volumes.labels_on(made, grid), volumes.BRAIN))
-    regions = np.where(brain, made.regions_on(first.spacing), 0).astype(np.uint8)
-    share, index = made.fraction(first.spacing)
-    visible = np.where(share >= VISIBLE, index, 0)
+    shot = volumes.t2w(rng, made, kind)
+    image, regions, spacing = np.maximum(shot.image, 0), shot.regions, shot.protocol.spacing
+    share, index = made.fraction(spacing)
+    visible = np.where(share >= volumes.VISIBLE, index, 0)
     shown = {
         side: [len(np.unique(s[s > 0])) for s in np.moveaxis(np.where(regions == side, visible, 0), 2, 0)]
         for side in SIDES
     }
-    height = (np.linalg.inv(made.head.to_template @ affine) @ [*ANTERIOR_COMMISSURE, 1.0])[2]
-    commissure = round(float(height + rng.normal(0, 2.0) / first.spacing[2]))
-    seen = rating2d.views(image, brain, regions, first.spacing, commissure)
-    found = resnet152.volume(image, brain, regions, first.spacing)
+    height = (np.linalg.inv(made.head.to_template @ shot.affine) @ [*ANTERIOR_COMMISSURE, 1.0])[2]
+    commissure = round(float(height + rng.normal(0, 2.0) / spacing[2]))
+    seen = rating2d.views(image, shot.brain, regions, spacing, commissure)
+    found = resnet152.volume(image, shot.brain, regions, spacing)
     if found is None or not seen:
         raise ValueError("no basal ganglia in a scene made around them")
     box, where = found
@@ -102,7 +93,7 @@ def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
         "basal": where.cut(np.isin(regions, SIDES)) >= 0.5,
         "epvs": where.cut(np.where(np.isin(regions, SIDES), share, 0)) >= 0.15,
         "fullest": np.int16(max(max(n) for n in shown.values())),
-        "spacing": np.array(first.spacing, np.float32),
+        "spacing": np.array(spacing, np.float32),
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from bids_epvs.prepare.regions import REGIONS
+from bids_epvs.prepare.regions import indices
 from bids_epvs.synth.anatomy import (
     FLOW_VOID,
     LACUNE,
@@ -70,9 +70,7 @@ def add(rng: np.random.Generator, head: Anatomy, regions: np.ndarray, load: Load
     spread = spread[: labels.shape[0], : labels.shape[1], : labels.shape[2]]
     labels[spread & (labels == 2)] = WMH_LEFT
     labels[spread & (labels == 41)] = WMH_RIGHT
-    deep = [
-        i for i, r in REGIONS.items() if r.name in ("BasalGanglia", "CentrumSemiovale", "OtherWhiteMatter", "Thalamus")
-    ]
+    deep = indices("BasalGanglia", "CentrumSemiovale", "OtherWhiteMatter", "Thalamus")
     room = np.argwhere(np.isin(regions, deep)) * 2
     for _ in range(load.lacunes if len(room) else 0):
         _lacune(rng, labels, head.spacing, room[rng.integers(len(room))])

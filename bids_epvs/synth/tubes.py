@@ -11,7 +11,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from bids_epvs.prepare.labels import ATLAS_LABELS
-from bids_epvs.prepare.regions import REGIONS
+from bids_epvs.prepare.regions import REGIONS, indices
 from bids_epvs.synth.anatomy import WMH_LEFT, WMH_RIGHT, Anatomy, every_second, plain
 
 STEP_MM = 0.5
@@ -257,7 +257,7 @@ def sample(
     tubes: list[Tube] = []
     taken = _Taken()
     for name, wanted in counts.items():
-        room = np.argwhere(np.isin(regions, [i for i, r in REGIONS.items() if r.name == name])) * 2
+        room = np.argwhere(np.isin(regions, indices(name))) * 2
         starts: list[np.ndarray] = []
         for _ in range(wanted if len(room) else 0):
             length, diameter = draw_size(rng, PRIORS[name])

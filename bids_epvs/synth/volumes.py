@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -38,6 +38,8 @@ RESIDUAL_BIAS = 0.35
 """Share of the coil field that bias correction leaves."""
 RESIDUAL_MM = 0.25
 """Standard deviation of what registration between sequences leaves undone, along each axis."""
+VISIBLE = 0.3
+"""Share of some voxel that an EPVS must fill to be counted in training examples."""
 _CEREBRUM = (2, 41, 3, 42)
 BRAIN = [i for i, e in ATLAS_LABELS.items() if e.brain]
 
@@ -88,6 +90,27 @@ def labels_on(made: Scene, grid: Nifti1Image) -> np.ndarray:
     half = anatomy.every_second(made.head)
     source = nib.Nifti1Image(anatomy.plain(half.labels), half.affine)
     return np.asarray(resample(source, grid, order=0).dataobj)
+
+
+class Shot(NamedTuple):
+    """A T2w scan of a scene, and what is where on its grid."""
+
+    protocol: Protocol
+    affine: np.ndarray
+    image: np.ndarray
+    brain: np.ndarray
+    regions: np.ndarray
+
+
+def t2w(rng: np.random.Generator, made: Scene, kind: str) -> Shot:
+    """One T2w of a scene by a random protocol: bool brain, uint8 indices of `REGIONS`."""
+    protocol = draw_protocol(rng, kind)
+    shape, affine = made.grid(protocol.spacing)
+    grid = nib.Nifti1Image(np.broadcast_to(np.uint8(0), shape), affine)
+    look = draw_look(rng, "T2w", strength=float(rng.uniform(0.5, 1.0)), tesla=protocol.tesla)
+    image = made.scan(rng, look, protocol)
+    brain = ndimage.binary_opening(np.isin(labels_on(made, grid), BRAIN))
+    return Shot(protocol, affine, image, brain, np.where(brain, made.regions_on(protocol.spacing), 0).astype(np.uint8))
 
 
 def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:

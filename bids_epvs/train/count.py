@@ -10,7 +10,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from scipy import stats
 
 from bids_epvs.measure import agreement
 from bids_epvs.models import count, gpunet
@@ -227,7 +226,7 @@ def figures(model: keras.Model, files: list[Path]) -> dict[str, float]:
         found = np.concatenate(images)
         varies = len(found) > 2 and np.ptp(found, axis=0).min() > 0
         each[f"icc_{name}_{slices}"] = agreement.icc(found).value if varies else np.nan
-        each[f"r_{name}_{slices}"] = float(stats.pearsonr(*found.T).statistic) if varies else np.nan
+        each[f"r_{name}_{slices}"] = agreement.pearson(*found.T)
         each[f"mae_{name}_{slices}"] = float(np.abs(found[:, 0] - found[:, 1]).mean())
     return {"icc": float(np.nanmean([v for k, v in each.items() if k.startswith("icc")])), **each}
 

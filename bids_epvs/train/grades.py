@@ -12,11 +12,14 @@ import numpy as np
 from scipy import ndimage, optimize, special
 
 from bids_epvs.measure import agreement, classification
-from bids_epvs.measure.ratings import GRADES, SEVERE_GRADE, potter
+from bids_epvs.measure.ratings import SEVERE_GRADE, potter
 from bids_epvs.models import rating2d, resnet152, weights
+from bids_epvs.records import GRADES
 from bids_epvs.train import loop
 
 REGION = "BasalGanglia"
+FAINT = 0.05
+"""Factor on what a new unit of `deepened` adds; from zero it would never learn."""
 TURN_DEG = 30.0
 """Images of `rating2d` are turned by up to this much (the paper)."""
 
@@ -26,8 +29,56 @@ def grade(count: int) -> int:
     return potter(int(count), REGION) or 0
 
 
-class Images(loop.Folder):
-    """Random images of `rating2d`, grades about equally often, turned, flipped and varied.
+class Balanced(loop.Folder):
+    """Random items of all examples, each class about equally often; subclasses say what they are.
+
+    An example has one or more items, each with its class; they are kept in memory as they are stored.
+    """
+
+    classes: int
+
+    def __init__(self, folder: Path, **given: Any) -> None:
+        self._known: dict[Path, tuple[np.ndarray, np.ndarray]] = {}
+        super().__init__(folder, **given)
+
+    def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Items of an example (n, ...) and their classes (n,)."""
+        raise NotImplementedError
+
+    def varied(self, rng: np.random.Generator, item: np.ndarray) -> np.ndarray:
+        """What the network sees of an item this time."""
+        raise NotImplementedError
+
+    def target(self, own: int) -> np.ndarray:
+        """What the network should say of a class."""
+        raise NotImplementedError
+
+    def on_epoch_end(self) -> None:
+        """Read new examples and sort their items by class."""
+        super().on_epoch_end()
+        for path in self.files:
+            if path not in self._known:
+                self._known[path] = self.read(path)
+        self._sorted: list[list[tuple[Path, int]]] = [[] for _ in range(self.classes)]
+        for path, (_, classes) in self._known.items():
+            for k, own in enumerate(classes):
+                self._sorted[own].append((path, k))
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = self.rng(index)
+        there = [own for own in self._sorted if own]
+        seen, target = [], []
+        for _ in range(self.batch):
+            own = there[rng.integers(len(there))]
+            path, k = own[rng.integers(len(own))]
+            items, classes = self._known[path]
+            seen.append(self.varied(rng, items[k].astype(np.float32) / 255))
+            target.append(self.target(classes[k]))
+        return np.stack(seen), np.stack(target)
+
+
+class Images(Balanced):
+    """Images of `rating2d` and their grades, turned, flipped and varied.
 
     Parameters
     ----------
@@ -35,33 +86,23 @@ class Images(loop.Folder):
         With Haar enhancement or without.
     """
 
+    classes = GRADES
+
     def __init__(self, folder: Path, *, enhanced: bool = True, **given: Any) -> None:
         self.enhanced = enhanced
-        self._known: dict[Path, tuple[np.ndarray, np.ndarray]] = {}
         super().__init__(folder, **given)
 
-    def on_epoch_end(self) -> None:
-        """Read new examples and sort their images by grade."""
-        super().on_epoch_end()
-        for path in self.files:
-            if path not in self._known:
-                self._known[path] = images(path, enhanced=self.enhanced)
-        self._by_grade: list[list[tuple[Path, int]]] = [[] for _ in range(GRADES)]
-        for path, (_, grades) in self._known.items():
-            for k, g in enumerate(grades):
-                self._by_grade[g].append((path, k))
+    def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        """`images`."""
+        return images(path, enhanced=self.enhanced)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        rng = self.rng(index)
-        there = [own for own in self._by_grade if own]
-        seen, target = [], []
-        for _ in range(self.batch):
-            own = there[rng.integers(len(there))]
-            path, k = own[rng.integers(len(own))]
-            stack, grades = self._known[path]
-            seen.append(varied(rng, stack[k].astype(np.float32) / 255))
-            target.append(np.eye(GRADES, dtype=np.float32)[grades[k]])
-        return np.stack(seen), np.stack(target)
+    def varied(self, rng: np.random.Generator, item: np.ndarray) -> np.ndarray:
+        """`varied`."""
+        return varied(rng, item)
+
+    def target(self, own: int) -> np.ndarray:
+        """One-hot."""
+        return np.eye(GRADES, dtype=np.float32)[own]
 
 
 def images(path: Path, *, enhanced: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -149,31 +190,23 @@ def calibrate_grades(found: list[tuple[np.ndarray, np.ndarray]], *, enhanced: bo
     return {"temperature": round(warm, 4), "alike": round(likeness(cooled), 4), "haar": enhanced, "n": len(found)}
 
 
-class Boxes(loop.Folder):
-    """Random boxes of `resnet152`, both classes equally often, mirrored, moved and varied."""
+class Boxes(Balanced):
+    """Boxes of `resnet152`, mild and severe, mirrored, moved and varied."""
 
-    def __init__(self, folder: Path, **given: Any) -> None:
-        self._known: dict[Path, tuple[np.ndarray, int]] = {}
-        super().__init__(folder, **given)
+    classes = 2
 
-    def on_epoch_end(self) -> None:
-        """Read new examples."""
-        super().on_epoch_end()
-        for path in self.files:
-            if path not in self._known:
-                self._known[path] = box(path)
-        self._by_class = [[p for p, (_, s) in self._known.items() if s == k] for k in (0, 1)]
+    def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        """`box`, the only item of its example."""
+        image, severe = box(path)
+        return image[None], np.array([severe])
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        rng = self.rng(index)
-        there = [own for own in self._by_class if own]
-        seen, target = [], []
-        for _ in range(self.batch):
-            own = there[rng.integers(len(there))]
-            image, severe = self._known[own[rng.integers(len(own))]]
-            seen.append(moved(rng, image.astype(np.float32) / 255))
-            target.append([severe])
-        return np.stack(seen), np.array(target, np.float32)
+    def varied(self, rng: np.random.Generator, item: np.ndarray) -> np.ndarray:
+        """`moved`."""
+        return moved(rng, item)
+
+    def target(self, own: int) -> np.ndarray:
+        """The class itself."""
+        return np.array([own], np.float32)
 
 
 def box(path: Path) -> tuple[np.ndarray, int]:
@@ -263,6 +296,20 @@ def train_rating2d(
     )
 
 
+def deepened(network: keras.Model, shallow: keras.Model) -> None:
+    """Give a `resnet152` the parameters of one of fewer units; the other units begin as almost nothing added.
+
+    A deep residual network learns faster from a trained shallow one than from random parameters, and each step of the
+    shallow one is cheaper.
+    """
+    known = {layer.name: layer for layer in shallow.layers}
+    for layer in network.layers:
+        if layer.name in known:
+            layer.set_weights(known[layer.name].get_weights())
+        elif layer.name.endswith("_3_normalisation"):
+            layer.gamma.assign(keras.ops.full_like(layer.gamma, FAINT))
+
+
 def train_resnet152(
     examples: Path,
     held_out: Path,
@@ -278,14 +325,18 @@ def train_resnet152(
 ) -> None:
     """Train `resnet152` on one folder of examples, judge and calibrate on another; see `loop.fit`.
 
-    `widths` holds one number, the filters of the first stage.
+    `widths` holds one number, the filters of the first stage. `init` may be of a smaller depth: see `deepened`.
     """
     keras.utils.set_random_seed(schedule.seed)
     stored = weights.architecture(init) if init else {}
     width = widths[0] if widths else stored.get("width", resnet152.SHIPPED_WIDTH)
     architecture = {"depth": depth, "width": width, "stride_z": stride_z}
     network = resnet152.build(**architecture)
-    if init:
+    if init and stored.get("depth", depth) < depth:
+        shallow = resnet152.build(**{**architecture, "depth": stored["depth"]})
+        weights.load(shallow, init)
+        deepened(network, shallow)
+    elif init:
         weights.load(network, init)
     data = Boxes(examples, steps=schedule.epoch, batch=batch, seed=schedule.seed)
     files = sorted(held_out.glob("example-*.npz"))

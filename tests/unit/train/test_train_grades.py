@@ -113,3 +113,23 @@ def test_figures_of_known_answers():
     assert training.image_and_subject(found) == {"kappa": 1.0, "accuracy": 1.0, "accuracy_images": 1.0, "rps": 0.0}
     wrong = [(t, np.eye(5)[[0, 0]]) for t in truth]
     assert training.image_and_subject(wrong)["accuracy"] == 0
+
+
+def test_a_deeper_network_goes_on_from_a_shallow_one(rng):
+    shallow, deep = (resnet152.build(depth, width=2, stride_z=1) for depth in (50, 101))
+    seen = rng.random((4, 32, 32, 4, 1)).astype(np.float32)
+    settled(shallow, seen)
+    before, random = shallow.predict_on_batch(seen), deep.predict_on_batch(seen)
+    training.deepened(deep, shallow)
+    settled(deep, seen)
+    assert np.abs(deep.predict_on_batch(seen) - before).max() < 0.1 < np.abs(random - before).max()
+    grown = deep.get_layer("stage3_unit20_3_normalisation")
+    assert np.allclose(grown.get_weights()[0], training.FAINT)
+
+
+def settled(model, seen):
+    """With the statistics of one batch."""
+    for layer in model.layers:
+        if hasattr(layer, "momentum"):
+            layer.momentum = 0.0
+    model(seen, training=True)
