@@ -201,7 +201,7 @@ network = weights.network_of("cnn", build, WEIGHTS)
 
 SPEC = ModelSpec(
     name="cnn",
-    title="Counts by regression with a plain 3-D network, trained on simulated EPVS",
+    title="Counts by regression with a plain 3-D network",
     doi="10.1016/j.neuroimage.2018.10.026",
     citation=CITATION,
     task="count",

@@ -48,7 +48,7 @@ network = weights.network_of("gpunet", build, WEIGHTS)
 
 SPEC = ModelSpec(
     name="gpunet",
-    title="Counts by regression with attention maps (GP-UNet), trained on simulated EPVS",
+    title="Counts by regression with attention maps (GP-UNet)",
     doi="10.1016/j.media.2020.101767",
     citation=(
         "Dubost F, Adams H, Yilmaz P, et al. Weakly supervised object detection with 2D and 3D regression neural "

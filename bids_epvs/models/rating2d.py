@@ -250,7 +250,7 @@ def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
 
 SPEC = ModelSpec(
     name="rating2d",
-    title="Five-point rating of the basal ganglia by a 2-D network after Haar enhancement, trained on simulated EPVS",
+    title="Five-point rating of the basal ganglia by a 2-D network after Haar enhancement",
     doi="10.3390/app11209398",
     citation=(
         "Yang E, Gonuguntla V, Moon WJ, et al. Direct rating estimation of enlarged perivascular spaces (EPVS) in "

@@ -29,7 +29,7 @@ UNITS: Mapping[int, tuple[int, int, int, int]] = {50: (3, 4, 6, 3), 101: (3, 4, 
 WIDTH = 64
 """Filters of the first stage in the paper."""
 SHIPPED_WIDTH = 8
-"""Of the packaged weights."""
+"""Of the packaged weights, and of training unless told otherwise."""
 DROPOUT = 0.4
 SHAPE = (160, 128, 16)
 STEP_MM = (0.6, 0.6, 3.0)
@@ -155,7 +155,7 @@ def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
 
 SPEC = ModelSpec(
     name="resnet152",
-    title="None or mild against moderate to severe by a 3-D ResNet-152 with Grad-CAM, trained on simulated EPVS",
+    title="None or mild against moderate to severe by a 3-D ResNet-152 with Grad-CAM",
     doi="10.1038/s41598-021-04287-4",
     citation=(
         "Williamson BJ, Khandwala V, Wang D, et al. Automated grading of enlarged perivascular spaces in clinical "

@@ -215,7 +215,7 @@ def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
 
 SPEC = ModelSpec(
     name="unet",
-    title="Multi-channel U-Net on any of T2w, T1w, FLAIR and SWI, trained on simulated EPVS",
+    title="Multi-channel U-Net on any of T2w, T1w, FLAIR and SWI",
     doi="10.1016/j.ynirp.2023.100162",
     citation=(
         "Rashid T, Liu H, Ware JB, et al. Deep learning based detection of enlarged perivascular spaces on brain MRI. "

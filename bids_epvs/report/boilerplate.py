@@ -41,7 +41,7 @@ def references(settings: Settings) -> tuple[str, ...]:
 def methods(settings: Settings) -> str:
     """Paragraph on what was done."""
     names = settings.models or default()
-    used = " ".join(f"{load(n).title} ({load(n).citation})" for n in names)
+    used = " ".join(f"{load(n).title}{_weights(settings, n)} ({load(n).citation})" for n in names)
     warp = "affine and SyN (2 mm)" if settings.registration == "deformable" else "affine"
     if settings.regions_from == "network":
         anatomy = (
@@ -63,9 +63,16 @@ def methods(settings: Settings) -> str:
         f"EPVS were measured in native space with: {used} In segmentations, connected voxels (26-neighbourhood) of "
         f"{settings.min_volume_mm3:g}-{settings.max_volume_mm3:g} mm3 were counted as one EPVS and assigned to the "
         f"region and hemisphere holding most of its voxels. Ratings follow Potter et al. and counts in named slices "
-        f"Adams et al. For research use; all networks were trained on simulated EPVS alone, and no method has been "
-        f"validated on labelled scans."
+        f"Adams et al. For research use; networks were trained on simulated EPVS alone unless their weights are the "
+        f"user's, and no method has been validated on labelled scans."
     )
+
+
+def _weights(settings: Settings, name: str) -> str:
+    """What a method's parameters were learnt from, in words."""
+    if not load(name).weights:
+        return ""
+    return ", with weights given by the user" if settings.weights_of(name) else ", trained on simulated EPVS"
 
 
 _STATISTICS = {

@@ -146,14 +146,28 @@ def example(session: Session) -> dict[str, Any]:
 def write(
     sessions: Sequence[Session], out: Path, make: Callable[[Session], Mapping[str, Any]] = example
 ) -> dict[str, list[Path]]:
-    """Write an example of each session, unless it is there; files by subject."""
+    """Write an example of each session, unless it is there; files by subject.
+
+    A session whose scan does not show what is asked for is left out with a warning.
+
+    Raises
+    ------
+    NothingToDoError
+        None is left.
+    """
     out.mkdir(parents=True, exist_ok=True)
     files: dict[str, list[Path]] = {}
     for session in sessions:
         target = out / f"example-{session.scan.label}.npz"
         if not target.exists():
-            arrays(target, make(session))
+            try:
+                arrays(target, make(session))
+            except NothingToDoError as error:
+                logger.warning("%s: left out, %s", session.scan.label, error.message)
+                continue
         files.setdefault(session.scan.subject, []).append(target)
+    if not files:
+        raise NothingToDoError("no session can be learnt from.", where=out)
     return files
 
 

@@ -97,6 +97,19 @@ def test_a_box_has_the_severity_of_its_subject(results, table, tmp_path):
     assert grades.box(files["01"][0])[1] == 0
 
 
+@pytest.mark.parametrize("model", ["gpunet", "rating2d", "resnet152"])
+def test_a_scan_without_the_region_is_left_out(results, table, tmp_path, model, caplog):
+    path = results / "sub-01" / "anat" / "sub-01_seg-epvs_dseg.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.uint8), nib.load(path).affine), path)
+    found = scores.find(results, table, model, "BasalGanglia", None if model == "gpunet" else "anna")
+    files = data.write(found, tmp_path / "all", scores.maker(model, "BasalGanglia"))
+    assert list(files) == ["02"] and "sub-01: left out" in caplog.text
+    with pytest.raises(NothingToDoError, match="does not show"):
+        scores.maker(model, "BasalGanglia")(found[0])
+    with pytest.raises(NothingToDoError, match="no session"):
+        data.write(found[:1], tmp_path / "none", scores.maker(model, "BasalGanglia"))
+
+
 def test_training_on_scores_from_the_command_line(results, table, tmp_path):
     from bids_epvs import training
 
