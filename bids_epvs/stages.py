@@ -19,11 +19,11 @@ from bids_epvs.inputs.load import load_image
 from bids_epvs.inputs.query import find_segmentation
 from bids_epvs.logs import versions
 from bids_epvs.measure import lesions as measure_lesions
-from bids_epvs.measure import ratings
+from bids_epvs.measure import ratings, spread
 from bids_epvs.models import MODELS, load, parcellation, weights
 from bids_epvs.models.spec import ModelSpec
 from bids_epvs.prepare.regions import NAMES, REGIONS
-from bids_epvs.prepare.resample import canonical, to_canonical, to_native, voxel_spacing
+from bids_epvs.prepare.resample import canonical, thickness, to_canonical, to_native, voxel_spacing
 from bids_epvs.prepare.template import SPACE
 from bids_epvs.records import Prediction, Prepared, Scan
 from bids_epvs.report import boilerplate, subject
@@ -310,7 +310,8 @@ def tables(scan: Scan, settings: Settings) -> dict[str, Path]:
 
 def measures(scan: Scan, settings: Settings, model_keys: Mapping[str, str], prepared_key: str, note: dict) -> str:
     """Stage 4: tables of all models."""
-    key = write.digest({"stage": "measures", "version": __version__, "models": model_keys, "prepared": prepared_key})
+    content = {"stage": "measures", "version": __version__, "models": model_keys, "prepared": prepared_key}
+    key = write.digest({**content, "spreads": spread.packaged()})
     files = tables(scan, settings)
     if settings.resume and write.is_current(files.values(), key):
         note["reused"] = True
@@ -348,7 +349,8 @@ def _measure(scan: Scan, settings: Settings, name: str, prepared: Prepared) -> t
             model=name,
         )
     chosen = [r for r in load(name).regions if not settings.regions or r in settings.regions]
-    used = write.read_json(paths.sidecar(next(iter(files.values()))))["Parameters"]
+    about = write.read_json(paths.sidecar(next(iter(files.values()))))
+    used = about["Parameters"]
     known = {n: used[f"lesion_{n}"] for n in ("slope", "offset", "missed") if f"lesion_{n}" in used}
     summary = ratings.summarise(
         lesion,
@@ -362,7 +364,8 @@ def _measure(scan: Scan, settings: Settings, name: str, prepared: Prepared) -> t
     )
     if "findings" in files:
         summary = ratings.merged(summary, write.read_table(files["findings"]), marks="instances" in files)
-    return lesion, summary
+    errors = spread.known(name, about.get("WeightsSHA256", ""), thickness(prepared.spacing))
+    return lesion, spread.widened(summary, errors)
 
 
 def spaces(scan: Scan, settings: Settings, model_keys: Mapping[str, str], note: dict) -> None:

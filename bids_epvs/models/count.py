@@ -125,10 +125,15 @@ def densities(
     return out
 
 
+def root(count: Any) -> Any:
+    """Square root of counts, whose error depends little on their size (Anscombe 1948, Biometrika 35:246)."""
+    return np.sqrt(np.maximum(count, 0) + 0.375)
+
+
 def interval(count: float, spread: float) -> tuple[float, float]:
     """Ends that hold the true count with 90 % probability, if `spread` is the standard error of its square root."""
-    root, away = np.sqrt(count + 0.375), 1.645 * spread
-    low, high = max(root - away, 0.0) ** 2 - 0.375, (root + away) ** 2 - 0.375
+    middle, away = float(root(count)), 1.645 * spread
+    low, high = max(middle - away, 0.0) ** 2 - 0.375, (middle + away) ** 2 - 0.375
     return max(0.0, float(np.floor(low + 0.5))), float(np.ceil(max(high, 0.0)))
 
 

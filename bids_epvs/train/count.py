@@ -242,8 +242,7 @@ def calibrate(model: keras.Model, files: list[Path]) -> dict[str, Any]:
         true, made = sides.sum(axis=0)
         factor = float(true / max(made, 1e-6)) if true else 1.0
         spread, spread_both = (
-            float(np.sqrt(((np.sqrt(f[:, 1] * factor + 0.375) - np.sqrt(f[:, 0] + 0.375)) ** 2).mean()))
-            for f in (sides, both)
+            float(np.sqrt(((count.root(f[:, 1] * factor) - count.root(f[:, 0])) ** 2).mean())) for f in (sides, both)
         )
         row = {"factor": factor, "spread": spread, "spread_both": spread_both}
         out.setdefault(slices, {})[name] = {**{k: round(v, 4) for k, v in row.items()}, "n": len(images)}
