@@ -6,6 +6,7 @@ What EPVS the person has already stays in the scan and is not in the truth.
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,6 +62,7 @@ def implant(source: Path, out: Path, *, seed: int = 0, burden: str = "mid") -> i
         The output exists and is not empty.
     """
     require_new(out)
+    source = Path(os.path.abspath(source))  # links kept: files are found by absolute paths
     scans = find_scans(source).scans
     rows = []
     for number, scan in enumerate(scans):

@@ -257,10 +257,11 @@ def test_an_unreadable_label_map(tmp_path):
 
 
 @pytest.mark.slow
-def test_implanted_tubes_brighten_real_voxels_where_the_truth_says(simulated, tmp_path):
+def test_implanted_tubes_brighten_real_voxels_where_the_truth_says(simulated, tmp_path, monkeypatch):
     raw, out = tmp_path / "raw", tmp_path / "out"
     shutil.copytree(simulated, raw, ignore=shutil.ignore_patterns("sub-02", "derivatives"))
-    assert dataset.main([str(out), "--implant", str(raw), "--burden", "mid", "--seed", "5"]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert dataset.main(["out", "--implant", "raw", "--burden", "mid", "--seed", "5"]) == 0
     old, new = (nib.load(p / "sub-01/anat/sub-01_T2w.nii.gz") for p in (raw, out))
     np.testing.assert_allclose(old.affine, new.affine)
     added = new.get_fdata() - old.get_fdata()
