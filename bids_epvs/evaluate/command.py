@@ -105,6 +105,7 @@ def evaluate(args: argparse.Namespace) -> Path:
         "williams": numbers.williams(told),
         "grades": numbers.grades(told),
         "severity": numbers.severity(told),
+        "calibration": numbers.calibration(told),
         "hits": hits.table(marks) if len(marks) else pd.DataFrame(),
     }
     about = {k: {"Description": v} for k, v in tables.DESCRIPTIONS.items()}

@@ -119,20 +119,47 @@ def grades(table: pd.DataFrame) -> pd.DataFrame:
             row["spearman"] = float(stats.spearmanr(said, true).statistic) if varied else NOTHING
             chances = group[CHANCES].to_numpy(float)
             sure = np.isfinite(chances).all(axis=1)
+            best, hit = chances[sure].max(axis=1), chances[sure].argmax(axis=1) == true[sure]
+            row["ece"] = agreement.calibration_error(
+                agreement.reliability(hit.astype(float), best, bins=classification.BINS)
+            )
             row["rps"] = classification.ranked_probability_score(true[sure], chances[sure]) if sure.any() else NOTHING
             out.append(row)
     return pd.DataFrame(out)
 
 
-def severity(table: pd.DataFrame) -> pd.DataFrame:
-    """Mild against severe by part, method and region: from a severity, or from whether the grade says so."""
-    out = []
+def severe_chances(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows that say mild or severe, with the probability of severe (``said``): from a severity, or from the grade."""
     severe = ratings.severe(table)
     chance = table["p_1"].where(table["rating_scale"] == SEVERITY, table[CHANCES[ratings.SEVERE_GRADE :]].sum(axis=1))
     chance = chance.where(table["p_0"].notna(), severe)
-    known = table.assign(said=chance)[severe.notna() & table["severe_truth"].notna()]
-    for part, own in parts(known, ("resolution",)):
+    return table.assign(said=chance)[severe.notna() & table["severe_truth"].notna()]
+
+
+def severity(table: pd.DataFrame) -> pd.DataFrame:
+    """Mild against severe by part, method and region: from a severity, or from whether the grade says so."""
+    out = []
+    for part, own in parts(severe_chances(table), ("resolution",)):
         for (model, region), group in own.groupby(["model", "region"], sort=False):
             figures = classification.binary(group["severe_truth"].to_numpy(int), group["said"].to_numpy(float))
             out.append({"part": part, "model": model, "region": region, **figures})
+    return pd.DataFrame(out)
+
+
+def calibration(table: pd.DataFrame) -> pd.DataFrame:
+    """Predicted and observed share of severe sessions in bins of the probability (reliability), by method and region.
+
+    Methods that give no probability are left out.
+    """
+    out = []
+    known = severe_chances(table)
+    for (model, region), own in known[known["p_0"].notna()].groupby(["model", "region"], sort=False):
+        bins = agreement.reliability(
+            own["severe_truth"].to_numpy(float), own["said"].to_numpy(float), bins=classification.BINS
+        )
+        for k, (n, predicted, observed) in enumerate(bins):
+            if n:
+                ends = f"{k / classification.BINS:g}-{(k + 1) / classification.BINS:g}"
+                row = {"model": model, "region": region, "bin": ends, "n": int(n)}
+                out.append({**row, "predicted": predicted / n, "observed": observed / n})
     return pd.DataFrame(out)

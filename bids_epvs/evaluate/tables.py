@@ -71,6 +71,9 @@ REGIONAL = {
     "npv": "share of those called mild that are",
     "f1": "2 TP / (2 TP + FP + FN)",
     "brier": "mean squared error of the probability",
+    "ece": "expected calibration error (five bins): of the probability of severe, or of that of the grade said",
+    "predicted": "mean probability of moderate to severe EPVS",
+    "observed": "share of sessions in which they are",
     "epvs": "EPVS that show, in all images",
     **{f"hit_at_{k:g}": f"share of EPVS hit at {k:g} wrong marks a region of an image" for k in WRONG_PER_IMAGE},
 }

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from bids_epvs.measure.agreement import Estimate, Values
+from bids_epvs.measure.agreement import Estimate, Values, calibration_error, reliability
 
 NOTHING = float("nan")
+BINS = 5
+"""Of probability, for calibration over sessions, of which there are few."""
 
 
 def proportion(successes: int, n: int) -> Estimate:
@@ -60,7 +62,8 @@ def binary(truth: Values, score: Values, *, threshold: float = 0.5) -> dict[str,
     -------
     dict
         ``n, positive, accuracy`` (``_low``, ``_high``: exact 95 % interval), ``p_no_information, auc`` (DeLong
-        interval), ``sensitivity, specificity, ppv, npv`` (exact intervals), ``f1, brier, ece``.
+        interval), ``sensitivity, specificity, ppv, npv`` (exact intervals), ``f1, brier`` and
+        ``ece`` (expected calibration error, `BINS` bins).
     """
     actual, chance = np.asarray(truth).astype(int), np.asarray(score, float)
     said = (chance >= threshold).astype(int)
@@ -80,6 +83,7 @@ def binary(truth: Values, score: Values, *, threshold: float = 0.5) -> dict[str,
     out["p_no_information"] = better_than_guessing(tp + tn, actual)
     out["f1"] = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else NOTHING
     out["brier"] = float(np.mean((chance - actual) ** 2)) if len(actual) else NOTHING
+    out["ece"] = calibration_error(reliability(actual.astype(float), chance, bins=BINS))
     return out
 
 

@@ -196,7 +196,11 @@ def test_methods_that_only_count_or_rate_are_judged(dataset):
     severe = read(dataset, "evaluation_severity").set_index("model")
     assert severe.loc["resnet152", "auc"] == severe.loc["resnet152", "accuracy"] == 1
     assert severe.loc["resnet152", "brier"] == pytest.approx((0.3**2 + 0.4**2) / 2)
-    assert severe.loc["rating2d", "sensitivity"] == 1
+    assert severe.loc["resnet152", "ece"] == pytest.approx((0.3 + 0.4) / 2)
+    assert severe.loc["rating2d", "sensitivity"] == 1 and grades.loc["rating2d", "ece"] == 0
+    bins = read(dataset, "evaluation_calibration").set_index(["model", "bin"])
+    assert bins.loc[("resnet152", "0.2-0.4"), ["n", "predicted", "observed"]].tolist() == pytest.approx([1, 0.3, 0])
+    assert bins.loc[("resnet152", "0.6-0.8"), ["n", "predicted", "observed"]].tolist() == pytest.approx([1, 0.6, 1])
     page = (dataset / "evaluation" / "evaluation.html").read_text()
     assert "Counts by region" in page and "None or mild against moderate to severe" in page
     hits = read(dataset, "evaluation_hits").set_index(["model", "region"])
