@@ -217,14 +217,22 @@ def box(path: Path) -> tuple[np.ndarray, int]:
 
 
 def moved(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """A box (X, Y, Z, 1) mirrored, shifted by up to 6 pixels and a slice, with other intensities."""
-    shift = (int(rng.integers(-6, 7)), int(rng.integers(-6, 7)), int(rng.integers(-1, 2)))
-    out = np.roll(image, shift, axis=(0, 1, 2))
+    """A box (X, Y, Z, 1) mirrored, turned, stretched and shifted, with other intensities.
+
+    Heads differ in more than the label maps show (size of ventricles, brightness of fluid), of which there are few.
+    """
+    turn = np.deg2rad(rng.uniform(-12, 12))
+    matrix = np.eye(3)
+    matrix[:2, :2] = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    matrix[:2, :2] @= np.diag(np.exp(rng.normal(0, 0.07, 2)))
+    middle = (np.array(image.shape) - 1) / 2
+    away = np.array([*rng.uniform(-6, 6, 2), float(rng.integers(-1, 2))])
+    out = ndimage.affine_transform(image, matrix, middle - matrix @ middle + away, order=1)
     if rng.random() < 0.5:
         out = out[::-1]
-    out = np.clip(out, 0, 1) ** np.float32(np.exp(rng.normal(0, 0.12))) * np.float32(np.exp(rng.normal(0, 0.05)))
+    out = np.clip(out, 0, 1) ** np.float32(np.exp(rng.normal(0, 0.2))) * np.float32(np.exp(rng.normal(0, 0.15)))
     out = out + rng.standard_normal(out.shape, dtype=np.float32) * np.float32(rng.uniform(0, 0.03))
-    return out[..., None].astype(np.float32)
+    return np.clip(out, 0, 1)[..., None].astype(np.float32)
 
 
 def severities(model: keras.Model, files: list[Path]) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bids_epvs.models import resnet152
 
@@ -53,3 +54,19 @@ def test_slices_can_be_kept_apart():
     made = np.asarray(model.predict_on_batch(np.zeros((2, 64, 64, 4, 1), np.float32)))
     assert made.shape == (2, 1)
     assert ((made > 0) & (made < 1)).all()
+
+
+def test_only_the_neighbourhood_of_the_basal_ganglia_is_seen(rng):
+    spacing = (0.6, 0.6, 3.0)
+    regions = np.zeros((180, 180, 18), np.uint8)
+    regions[50:70, 70:110, 6:12], regions[110:130, 70:110, 6:12] = 1, 2
+    image = rng.uniform(80, 120, regions.shape).astype(np.float32)
+    image[60, 90, 8] = 400
+    seen, where = resnet152.volume(image, np.ones(regions.shape, bool), regions, spacing)
+    assert seen.shape == resnet152.SHAPE and seen.dtype == np.float32 and seen.min() == 0 and seen.max() == 1
+    basal = where.cut(regions > 0) >= 0.5
+    away = ndimage.distance_transform_edt(~basal, sampling=spacing)
+    assert (seen[away > resnet152.MARGIN_MM] == 0).all()
+    assert (seen[(away > 0) & (away <= 2.5)] > 0).mean() > 0.9, "and a margin"
+    assert seen[where.cut((image > 300).astype(np.float32)) > 0.5].min() == 1
+    assert resnet152.volume(image, np.ones(regions.shape, bool), np.zeros_like(regions), spacing) is None
