@@ -34,11 +34,10 @@ def counts(case: cases.Case) -> pd.DataFrame:
 def main() -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("truth", type=Path)
-    parser.add_argument("results", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--sessions", type=Path, nargs=2, action="append", required=True, metavar=("TRUTH", "RESULTS"))
     args = parser.parse_args()
-    table = pd.concat([counts(case) for case in cases.find(args.truth, args.results)])
+    table = pd.concat([counts(case) for pair in args.sessions for case in cases.find(*pair)])
     out: dict[str, dict] = {}
     for (model, slices), own in table.groupby(["model", "slices"], sort=False):
         weights = load(str(model)).weights if model in MODELS else None
