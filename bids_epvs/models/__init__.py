@@ -19,14 +19,11 @@ MODELS: dict[str, str] = {
     "frangi": "bids_epvs.models.frangi:SPEC",
 }
 """Name on the command line -> where its ModelSpec is."""
-ON_REQUEST = ("rating2d", "resnet152")
-"""Methods that run only when they are named: `rating2d` took the noise of a real scan for EPVS (Haar enhancement makes
-noise stronger that is alike in neighbouring pixels), `resnet152` has no packaged weights and needs one's own."""
 
 
 def default() -> tuple[str, ...]:
     """The methods that run unless others are asked for."""
-    return tuple(name for name in MODELS if name not in ON_REQUEST)
+    return tuple(MODELS)
 
 
 def load(name: str) -> ModelSpec:
