@@ -9,7 +9,8 @@ and writes
   forest grown on that folder of training examples;
 - ``resnet152.tsv``: accuracy, AUC, sensitivity and the others of `classification.binary`, by resolution;
 - ``gradcam.tsv``: of each severe scan the share of the map inside the basal ganglia and on EPVS, the same for 99 random
-  shifts of the map (p), and the correlation with the map of a network with random weights;
+  shifts of the map (p), how much stronger it is on EPVS than on average in the basal ganglia (``epvs_enrichment``), and
+  the correlation with the map of a network with random weights;
 - ``clever.tsv``: CLEVER scores of the first scans.
 """
 
@@ -130,6 +131,8 @@ def looks(model: keras.Model, files: list[Path], layer: str, *, shifts: int = 99
                 chance.append(float(moved[where].sum() / found.sum()))
             row |= {f"{name}_share": share, f"{name}_chance": float(np.mean(chance))}
             row[f"{name}_p"] = (1 + sum(c >= share for c in chance)) / (1 + shifts)
+        within = float(found[basal].sum() / found.sum()) * float((epvs & basal).sum() / max(basal.sum(), 1))
+        row["epvs_enrichment"] = float(found[epvs & basal].sum() / found.sum()) / within if within > 0 else np.nan
         same = other.std() > 0 and found.std() > 0
         row["random_r"] = float(stats.spearmanr(found.ravel(), other.ravel()).statistic) if same else 0.0
         rows.append(row)
