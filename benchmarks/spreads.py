@@ -19,6 +19,9 @@ from bids_epvs.measure import spread
 from bids_epvs.models import MODELS, load
 from bids_epvs.prepare.resample import thickness
 
+FEWEST = 10
+"""Sessions with thick (or thin) slices below which all sessions of a method are taken together."""
+
 
 def counts(case: cases.Case) -> pd.DataFrame:
     """Counts of a session by method, region and hemisphere beside the true ones."""
@@ -31,18 +34,37 @@ def counts(case: cases.Case) -> pd.DataFrame:
     return joined.assign(label=case.label, slices=thickness(known.spacing)).dropna(subset=["count", "truth"])
 
 
+def covered(own: pd.DataFrame) -> dict[str, float]:
+    """Share of sessions whose true count (both hemispheres) lies in the interval that the other sessions give."""
+    out = []
+    for label, left in own.groupby("label"):
+        known = spread.measured(own[own["label"] != label])
+        made = spread.widened(left, known)
+        made["held"] = (made["count_low"] <= made["truth"]) & (made["truth"] <= made["count_high"])
+        out.append(made[made["hemisphere"] == "both"])
+    shares = pd.concat(out).groupby("region", sort=False)["held"].mean()
+    return {str(region): round(float(share), 2) for region, share in shares.items()}
+
+
 def main() -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--sessions", type=Path, nargs=2, action="append", required=True, metavar=("TRUTH", "RESULTS"))
     args = parser.parse_args()
-    table = pd.concat([counts(case) for pair in args.sessions for case in cases.find(*pair)])
+    table = pd.concat(
+        [counts(case).assign(set=k) for k, pair in enumerate(args.sessions) for case in cases.find(*pair)]
+    )
+    table["label"] = table["set"].astype(str) + "/" + table["label"]
     out: dict[str, dict] = {}
-    for (model, slices), own in table.groupby(["model", "slices"], sort=False):
+    for model, every in table.groupby("model", sort=False):
         weights = load(str(model)).weights if model in MODELS else None
-        if weights:
-            out.setdefault(str(model), {"WeightsSHA256": weights.sha256})[str(slices)] = spread.measured(own)
+        if weights is None or every["label"].nunique() < FEWEST:
+            continue
+        kinds = {k: own if own["label"].nunique() >= FEWEST else every for k, own in every.groupby("slices")}
+        found = {k: spread.measured(own) for k, own in kinds.items()}
+        held = {k: covered(own) for k, own in kinds.items()}
+        out[str(model)] = {"WeightsSHA256": weights.sha256, **found, "CoverageLeaveOneOut": held}
     write.text(args.out, json.dumps(out, indent=2) + "\n")
     print(json.dumps(out, indent=1))
 
