@@ -364,8 +364,10 @@ def _measure(scan: Scan, settings: Settings, name: str, prepared: Prepared) -> t
     )
     if "findings" in files:
         summary = ratings.merged(summary, write.read_table(files["findings"]), marks="instances" in files)
-    errors = spread.known(name, about.get("WeightsSHA256", ""), thickness(prepared.spacing))
-    return lesion, spread.widened(summary, errors)
+    if not find_segmentation(scan, settings.derivatives):  # errors were measured with regions of the app
+        errors = spread.known(name, about.get("WeightsSHA256", ""), thickness(prepared.spacing))
+        summary = spread.widened(summary, errors)
+    return lesion, summary
 
 
 def spaces(scan: Scan, settings: Settings, model_keys: Mapping[str, str], note: dict) -> None:
