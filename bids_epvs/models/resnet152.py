@@ -130,7 +130,7 @@ def _unit(x: Any, filters: int, stride: Any, *, name: str) -> Any:
 
 WEIGHTS = Weights(
     file="resnet152.npz",
-    sha256="8999f227c808d2686601c6ab8e808fa4ddffc84935bcf23bae8fb01a9ac6267b",
+    sha256="5967b537b02466b14a6505b00eacdeb2478a53cbeb20549b59f0f45a454abd43",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see resnet152.json beside the weights)",
 )
