@@ -119,8 +119,9 @@ def looks(model: keras.Model, files: list[Path], layer: str, *, shifts: int = 99
         small = gradcam.gradcam(model, seen, layer)
         if small.max() <= 0:
             continue
-        found = gradcam.resized(small, resnet152.SHAPE)
-        other = gradcam.resized(gradcam.gradcam(random, seen, layer), resnet152.SHAPE)
+        looked = resnet152.near(basal)
+        found = gradcam.resized(small, resnet152.SHAPE) * looked
+        other = gradcam.resized(gradcam.gradcam(random, seen, layer), resnet152.SHAPE) * looked
         row: dict[str, Any] = {"example": path.stem}
         for name, where in (("basal", basal), ("epvs", epvs)):
             share = float(found[where].sum() / found.sum())
@@ -133,8 +134,8 @@ def looks(model: keras.Model, files: list[Path], layer: str, *, shifts: int = 99
             row[f"{name}_p"] = (1 + sum(c >= share for c in chance)) / (1 + shifts)
         within = float(found[basal].sum() / found.sum()) * float((epvs & basal).sum() / max(basal.sum(), 1))
         row["epvs_enrichment"] = float(found[epvs & basal].sum() / found.sum()) / within if within > 0 else np.nan
-        same = other.std() > 0 and found.std() > 0
-        row["random_r"] = float(stats.spearmanr(found.ravel(), other.ravel()).statistic) if same else 0.0
+        same = other[looked].std() > 0 and found[looked].std() > 0
+        row["random_r"] = float(stats.spearmanr(found[looked], other[looked]).statistic) if same else 0.0
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -150,8 +150,9 @@ def explain(prepared: Prepared, made: Prediction, parameters: Mapping[str, Any])
     image, where = found
     model, _ = resnet152.network(parameters.get("weights"))
     small = gradcam(model, image[..., None], parameters["layer"])
-    saliency = where.back(resized(small, resnet152.SHAPE)) * prepared.brain
-    inside = where.back(np.ones(resnet152.SHAPE, np.float32)) > 0.5
+    looked = resnet152.near(where.cut(np.isin(prepared.regions, indices("BasalGanglia"))) >= 0.5)  # else 0 is its input
+    saliency = where.back(resized(small, resnet152.SHAPE) * looked) * prepared.brain
+    inside = where.back(looked.astype(np.float32)) > 0.5
     seen = spread(displayed(saliency), inside & prepared.brain)
     about: dict[str, Any] = {
         "FractionAbove7": round(seen.high, 4),

@@ -198,6 +198,7 @@ SPEC = ModelSpec(
         "Slices are kept apart (stride 1 across them), so that Grad-CAM tells slices apart; it is taken after stage 1.",
         "A network of depth 50 was trained first; the other units were then inserted, adding almost nothing at first.",
         "Batches of 8 scans, mild and severe equally often; turned, stretched and varied in intensity.",
+        "Grad-CAM is shown where the network is given an image, not where its input is 0.",
         "The learning rate falls as a cosine instead of at plateaus; averaged weights.",
         "The probability is calibrated on held-out simulated scans.",
     ),

@@ -328,14 +328,14 @@ def spread(details: Mapping[str, Any]) -> str:
     """How a Grad-CAM map is distributed, in a sentence; empty where it is not known.
 
     >>> spread({"FractionAbove7": 0.02, "Skewness": 2.5, "ShareByRegion": {"BasalGanglia": 0.4, "Thalamus": 0}})
-    '2.0 % of the brain in view lie above 7 of 10, skewness 2.5; of the whole map lie in BasalGanglia 40 %.'
+    '2.0 % of what it sees lie above 7 of 10, skewness 2.5; of the whole map lie in BasalGanglia 40 %.'
     """
     if "FractionAbove7" not in details:
         return ""
     shares = [f"{name} {100 * share:.0f} %" for name, share in details["ShareByRegion"].items() if share >= 0.005]
     where = f"; of the whole map lie in {', '.join(shares)}" if shares else ""
     high, skewness = 100 * details["FractionAbove7"], details["Skewness"]
-    return f"{high:.1f} % of the brain in view lie above 7 of 10, skewness {skewness:.1f}{where}."
+    return f"{high:.1f} % of what it sees lie above 7 of 10, skewness {skewness:.1f}{where}."
 
 
 def _rated(view: View, pictures: dict[str, bytes]) -> list[dict]:
