@@ -1,8 +1,13 @@
 """How far counts of the whole app lie from the truth of simulated sessions: writes ``spreads.json`` for intervals.
 
-bids_epvs-simulate SIM --labelmaps HELD_OUT_HEADS --subjects 20 --protocol mixed --contrasts T2w --seed 31
-bids_epvs SIM OUT participant
-python benchmarks/spreads.py SIM/derivatives/truth OUT bids_epvs/data/weights/spreads.json
+The packaged file comes from twenty thick sessions of the packaged head and five of heads 12 and 17::
+
+    bids_epvs-simulate A --subjects 20 --seed 11 --protocol clinical
+    bids_epvs A OUT_A participant --models unet gpunet frangi
+    bids_epvs-simulate B --labelmaps HELD_OUT_HEADS --subjects 20 --protocol mixed --contrasts T2w --seed 31
+    bids_epvs B OUT_B participant --models unet gpunet cnn --participant-label 01 02 03 04 06
+    python benchmarks/spreads.py bids_epvs/data/weights/spreads.json \\
+        --sessions A/derivatives/truth OUT_A --sessions B/derivatives/truth OUT_B
 """
 
 from __future__ import annotations

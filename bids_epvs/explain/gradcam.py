@@ -150,7 +150,7 @@ def explain(prepared: Prepared, made: Prediction, parameters: Mapping[str, Any])
     image, where = found
     model, _ = resnet152.network(parameters.get("weights"))
     small = gradcam(model, image[..., None], parameters["layer"])
-    looked = resnet152.near(where.cut(np.isin(prepared.regions, indices("BasalGanglia"))) >= 0.5)  # else 0 is its input
+    looked = resnet152.looked(prepared.regions, where)
     saliency = where.back(resized(small, resnet152.SHAPE) * looked) * prepared.brain
     inside = where.back(looked.astype(np.float32)) > 0.5
     seen = spread(displayed(saliency), inside & prepared.brain)

@@ -63,7 +63,12 @@ def volume(
     values = seen[inside > 0.9]
     low, high = np.quantile(values, QUANTILES) if values.size else (0.0, 1.0)
     scaled = np.clip((seen - np.float32(low)) / np.float32(max(high - low, 1e-6)), 0, 1)
-    return scaled * near(where.cut(own) >= 0.5), where
+    return scaled * looked(regions, where), where
+
+
+def looked(regions: np.ndarray, where: Window) -> np.ndarray:
+    """Where in its box the network is given an image, bool; elsewhere its input is 0."""
+    return near(where.cut(np.isin(regions, indices("BasalGanglia"))) >= 0.5)
 
 
 def near(basal: np.ndarray) -> np.ndarray:

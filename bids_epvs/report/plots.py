@@ -119,9 +119,12 @@ def histogram(counts: Sequence[int]) -> str:
     with rc_context(_STYLE):
         figure = Figure(figsize=(4.0, 1.8), layout="constrained")
         ax = figure.subplots()
-        ax.bar(np.arange(len(counts)) + 0.5, np.maximum(counts, 0.5), width=0.9, color="#5b6675")
-        ax.axvline(7, color="#c0262d", linewidth=1)
+        low = 0.4  # where the axis begins: nothing is cut, so the element refers to nothing
+        height = np.maximum(counts, 0.5) - low
+        ax.bar(np.arange(len(counts)) + 0.5, height, bottom=low, width=0.9, color="#5b6675", clip_on=False)
+        ax.axvline(7, color="#c0262d", linewidth=1, clip_on=False)
         ax.set_yscale("log")
+        ax.set_ylim(bottom=low)
         ax.set_xlabel("display value (10: largest of this image)")
         ax.set_ylabel("voxels")
         return svg(figure)

@@ -113,10 +113,15 @@ def images(path: Path, *, enhanced: bool = True) -> tuple[np.ndarray, np.ndarray
         return stack, np.asarray(known, int)
 
 
+def rotation(degrees: float) -> np.ndarray:
+    """Matrix of a rotation in the plane, (2, 2)."""
+    turn = np.deg2rad(degrees)
+    return np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+
+
 def varied(rng: np.random.Generator, seen: np.ndarray) -> np.ndarray:
     """An image (*SIZE, 2) turned, moved, flipped, and with other intensities; float32 on the scale of `rating2d`."""
-    turn = np.deg2rad(rng.uniform(-TURN_DEG, TURN_DEG))
-    matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) * rng.uniform(0.92, 1.08)
+    matrix = rotation(rng.uniform(-TURN_DEG, TURN_DEG)) * rng.uniform(0.92, 1.08)
     middle = (np.array(seen.shape[:2]) - 1) / 2
     shift = middle - matrix @ middle + rng.uniform(-4, 4, 2)
     out = np.stack(
@@ -221,10 +226,8 @@ def moved(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
     Heads differ in more than the label maps show (size of ventricles, brightness of fluid), of which there are few.
     """
-    turn = np.deg2rad(rng.uniform(-12, 12))
     matrix = np.eye(3)
-    matrix[:2, :2] = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    matrix[:2, :2] @= np.diag(np.exp(rng.normal(0, 0.07, 2)))
+    matrix[:2, :2] = rotation(rng.uniform(-12, 12)) @ np.diag(np.exp(rng.normal(0, 0.07, 2)))
     middle = (np.array(image.shape) - 1) / 2
     away = np.array([*rng.uniform(-6, 6, 2), float(rng.integers(-1, 2))])
     out = ndimage.affine_transform(image, matrix, middle - matrix @ middle + away, order=1)
