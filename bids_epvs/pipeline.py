@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from functools import cache, partial
 from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
@@ -232,12 +233,13 @@ def run_session(scan: Scan, settings: Settings, clock: logs.Clock) -> None:
     with clock.stage("preparation") as note:
         prepared_key = stages.preparation(scan, settings, keys, note)
     names = usable(scan, settings.models or default())
+    prepared = cache(partial(stages.read_prepared, scan, settings))  # for all methods; the files are large
     model_keys = {}
     for name in names:
         with clock.stage(f"model {name}") as note:
-            model_keys[name] = stages.model(scan, settings, name, prepared_key, note)
+            model_keys[name] = stages.model(scan, settings, name, prepared_key, note, prepared)
     with clock.stage("measures") as note:
-        stages.measures(scan, settings, model_keys, prepared_key, note)
+        stages.measures(scan, settings, model_keys, prepared_key, note, prepared)
     with clock.stage("output spaces") as note:
         stages.spaces(scan, settings, model_keys, note)
     if settings.clean_workdir:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,19 +104,39 @@ def preparation(scan: Scan, settings: Settings, keys: Mapping[str, str], note: d
 
     loaded = {name: load_image(path) for name, path in scan.files.items()}
     logger.info("%s: computing preparation", scan.label)
-    result = prepare(
-        {name: item.image for name, item in loaded.items()},
-        work_dir=work_dir(scan, settings),
-        registration=settings.registration,
-        segmentation=nib.load(segmentation) if segmentation else None,
-        segmentation_space="T2w" if segmentation and "space-T2w" in segmentation.name else "T1w",
-        parcellate=_parcellate(settings) if network else None,
-    )
+    with _helper(settings, len(loaded)) as helper:
+        result = prepare(
+            {name: item.image for name, item in loaded.items()},
+            work_dir=work_dir(scan, settings),
+            registration=settings.registration,
+            segmentation=nib.load(segmentation) if segmentation else None,
+            segmentation_space="T2w" if segmentation and "space-T2w" in segmentation.name else "T1w",
+            parcellate=_parcellate(settings) if network else None,
+            helper=helper,
+        )
     notes = [f"{scan.files[n].name}: {text}" for n, item in loaded.items() for text in item.notes] + list(result.notes)
     _write_preparation(scan, settings, result, key, notes, loaded[scan.reference].image)
     if settings.work_dir is None:
         clean(scan, settings)
     return key
+
+
+@contextmanager
+def _helper(settings: Settings, images: int) -> Iterator[Executor | None]:
+    """A second process, where a subject may use two threads and has more than one image; it is getting ready."""
+    if settings.omp_nthreads < 2 or images < 2:
+        yield None
+        return
+    from loky import ProcessPoolExecutor
+
+    with ProcessPoolExecutor(1) as pool:
+        pool.submit(_warm)
+        yield pool
+
+
+def _warm() -> None:
+    """Import what takes long."""
+    importlib.import_module("bids_epvs.prepare.ants")
 
 
 def _parcellate(settings: Settings) -> Callable[..., Any]:
@@ -223,8 +246,10 @@ def model_files(scan: Scan, settings: Settings, name: str) -> dict[str, Path]:
     return {kind: every[kind] for kind in load(name).outputs}
 
 
-def model(scan: Scan, settings: Settings, name: str, prepared_key: str, note: dict) -> str:
-    """Stage 3: prediction and instances of one method."""
+def model(
+    scan: Scan, settings: Settings, name: str, prepared_key: str, note: dict, read: Callable[[], Prepared]
+) -> str:
+    """Stage 3: prediction and instances of one method; `read` gives what stage 2 wrote."""
     spec = load(name)
     limits = (settings.min_volume_mm3, settings.max_volume_mm3)
     parameters = {**spec.parameters, **settings.parameters.get(name, {})}
@@ -238,7 +263,7 @@ def model(scan: Scan, settings: Settings, name: str, prepared_key: str, note: di
         logger.info("%s: %s found, not computed again", scan.label, name)
         return key
     logger.info("%s: computing %s", scan.label, name)
-    prepared = read_prepared(scan, settings)
+    prepared = read()
     if spec.weights:
         parameters["weights"] = settings.weights_of(name)
     prediction = explain.added(spec, prepared, spec.predict(prepared, parameters), parameters)
@@ -308,7 +333,14 @@ def tables(scan: Scan, settings: Settings) -> dict[str, Path]:
     }
 
 
-def measures(scan: Scan, settings: Settings, model_keys: Mapping[str, str], prepared_key: str, note: dict) -> str:
+def measures(
+    scan: Scan,
+    settings: Settings,
+    model_keys: Mapping[str, str],
+    prepared_key: str,
+    note: dict,
+    read: Callable[[], Prepared],
+) -> str:
     """Stage 4: tables of all models."""
     content = {"stage": "measures", "version": __version__, "models": model_keys, "prepared": prepared_key}
     key = write.digest({**content, "spreads": spread.packaged()})
@@ -316,7 +348,7 @@ def measures(scan: Scan, settings: Settings, model_keys: Mapping[str, str], prep
     if settings.resume and write.is_current(files.values(), key):
         note["reused"] = True
         return key
-    prepared = read_prepared(scan, settings)
+    prepared = read()
     rows, summaries = [], []
     for name in model_keys:
         lesion, summary = _measure(scan, settings, name, prepared)

@@ -86,13 +86,15 @@ def severe(table: pd.DataFrame) -> pd.Series:
     return own.where(~graded, (table["rating"] >= SEVERE_GRADE).astype(float))
 
 
-def slice_counts(labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Number of the instances `indices` that each axial slice (third axis) shows."""
-    wanted = np.zeros(max(int(labels.max()), int(indices.max(initial=0))) + 1, bool)
-    wanted[indices] = True
-    occupied = np.argwhere(wanted[labels] & (labels > 0))
-    seen = np.unique(np.c_[labels[tuple(occupied.T)], occupied[:, 2]], axis=0)
-    return np.bincount(seen[:, 1], minlength=labels.shape[2])
+def shown(labels: np.ndarray) -> np.ndarray:
+    """Each instance of a volume with each axial slice (third axis) that shows it, (n, 2)."""
+    occupied = np.nonzero(labels)
+    return np.unique(np.c_[labels[occupied], occupied[2]], axis=0)
+
+
+def slice_counts(pairs: np.ndarray, indices: np.ndarray, slices: int) -> np.ndarray:
+    """Number of the instances `indices` that each of so many axial slices shows; `pairs` is from `shown`."""
+    return np.bincount(pairs[np.isin(pairs[:, 0], indices), 1], minlength=slices)
 
 
 def fullest(counts: np.ndarray) -> int | None:
@@ -134,6 +136,7 @@ def summarise(
         Columns `SUMMARY_COLUMNS`. `rating` of ``both`` is the higher hemisphere's. `slice` is the canonical index.
     """
     rows = []
+    pairs = shown(labels)
     for name in names:
         sides = {}
         for index, region in REGIONS.items():
@@ -141,7 +144,7 @@ def summarise(
                 size = float((regions == index).sum() * voxel_mm3)
                 side = region.side.lower()
                 chosen = lesions[(lesions["region"] == name) & (lesions["hemisphere"] == side)]
-                sides[side] = _side(chosen, labels, name, size, slices, certainty)
+                sides[side] = _side(chosen, pairs, labels.shape[2], name, size, slices, certainty)
         for side, row in {**sides, "both": _both(sides)}.items():
             rows.append({"model": model, "region": name, "hemisphere": side, **row})
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
@@ -149,16 +152,17 @@ def summarise(
 
 def _side(
     chosen: pd.DataFrame,
-    labels: np.ndarray,
+    pairs: np.ndarray,
+    height: int,
     name: str,
     size: float,
     slices: Mapping[str, int],
     certainty: Certainty | None,
 ) -> dict[str, Any]:
-    """Numbers of one region of one hemisphere; `chosen` are its lesions."""
+    """Numbers of one region of one hemisphere; `chosen` are its lesions, `pairs` is from `shown`."""
     if size == 0:
         return {"region_volume_mm3": 0.0}
-    counts = slice_counts(labels, chosen["index"].to_numpy(int))
+    counts = slice_counts(pairs, chosen["index"].to_numpy(int), height)
     best = fullest(counts)
     top = int(counts[best]) if best is not None else 0
     rating = potter(len(chosen) if name == "Midbrain" else top, name)
@@ -170,8 +174,8 @@ def _side(
     sure: dict[str, Any] = {}
     if certainty:
         likely = chosen["probability"].to_numpy(float)
-        shown = chosen["index"].isin(np.unique(labels[..., best])) if best is not None else np.zeros(len(chosen), bool)
-        rated = certainty.distribution(likely if name == "Midbrain" else likely[np.asarray(shown)])
+        there = chosen["index"].isin(pairs[pairs[:, 1] == best, 0]) if best is not None else np.zeros(len(chosen), bool)
+        rated = certainty.distribution(likely if name == "Midbrain" else likely[np.asarray(there)])
         grades = None if rating is None else grade_chances(rated, name)
         sure = _sure(certainty.distribution(likely), grades)
     return {

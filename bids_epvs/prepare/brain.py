@@ -193,7 +193,9 @@ def tissue_posteriors(images: Sequence[Nifti1Image], mask: np.ndarray, prior: np
     return out
 
 
-def expectation_maximisation(values: np.ndarray, priors: np.ndarray, *, iterations: int = 25) -> np.ndarray:
+def expectation_maximisation(
+    values: np.ndarray, priors: np.ndarray, *, iterations: int = 25, most: int = 150_000
+) -> np.ndarray:
     """Posteriors of a Gaussian mixture whose mixing proportions are given at each sample.
 
     Parameters
@@ -203,26 +205,42 @@ def expectation_maximisation(values: np.ndarray, priors: np.ndarray, *, iteratio
     priors : ndarray
         (samples, classes), rows sum to 1; the first posterior.
     iterations : int
+    most : int
+        Means and covariances are estimated from every n-th sample, so that about as many take part.
 
     Returns
     -------
     ndarray
         (samples, classes), rows sum to 1.
     """
-    posterior = priors
+    step = max(1, round(len(values) / most))
+    some, shares = values[::step], priors[::step]
+    weight = shares**2
     for _ in range(iterations):
-        density = np.empty_like(priors)
-        for k in range(priors.shape[1]):
-            weight = posterior[:, k] ** 2 if posterior is priors else posterior[:, k]
-            total = max(float(weight.sum()), 1e-9)
-            mean = weight @ values / total
-            centred = values - mean
-            covariance = (weight[:, None] * centred).T @ centred / total + 1e-4 * np.eye(values.shape[1])
-            distance = np.einsum("ij,jk,ik->i", centred, np.linalg.inv(covariance), centred)
-            density[:, k] = np.exp(-0.5 * distance) / np.sqrt(np.linalg.det(covariance))
-        joint = priors * density + 1e-12 * priors
-        posterior = joint / joint.sum(axis=1, keepdims=True)
-    return posterior
+        gaussians = [_gaussian(some, w) for w in weight.T]
+        weight = _posterior(some, shares, gaussians)
+    return _posterior(values, priors, gaussians)
+
+
+def _gaussian(values: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean (channels,) and covariance (channels, channels)."""
+    total = max(float(weight.sum()), 1e-9)
+    mean = weight @ values / total
+    centred = values - mean
+    return mean, (weight[:, None] * centred).T @ centred / total + 1e-4 * np.eye(values.shape[1])
+
+
+def _posterior(
+    values: np.ndarray, priors: np.ndarray, gaussians: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """Priors (samples, classes) times the density of each class, rows sum to 1."""
+    joint = np.empty_like(priors)
+    for k, (mean, covariance) in enumerate(gaussians):
+        centred = values - mean
+        distance = np.einsum("ij,ij->i", centred @ np.linalg.inv(covariance), centred)
+        joint[:, k] = np.exp(-0.5 * distance) / np.sqrt(np.linalg.det(covariance)) + 1e-12
+    joint *= priors
+    return joint / joint.sum(axis=1, keepdims=True)
 
 
 def _scaled(image: Nifti1Image, mask: np.ndarray) -> np.ndarray:

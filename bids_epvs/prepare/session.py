@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_Value = TypeVar("_Value")
 Parcellate = Callable[[Sequence[Nifti1Image], np.ndarray], brain.Parcels]
 LOW_SIMILARITY = 0.4
 LOW_CONFIDENCE = 0.6
@@ -85,6 +87,7 @@ def prepare(
     segmentation: Nifti1Image | None = None,
     segmentation_space: str = "T2w",
     parcellate: Parcellate | None = None,
+    helper: Executor | None = None,
 ) -> Result:
     """Bias-correct, align, find brain, regions and fluid.
 
@@ -102,24 +105,37 @@ def prepare(
     parcellate : callable, optional
         A network: images on the reference's grid and the affine to the template, to `brain.Parcels`; it replaces the
         atlas.
+    helper : Executor, optional
+        One other process, which aligns the other sequences meanwhile; results are the same.
     """
     reference = reference_of(images)
     native = images[reference]
     base = canonical(native)
-    logger.info("preparation 1: bias field of the %s at %g mm", reference, bias.COARSE_MM)
+    logger.info("preparation 1: bias field at %g mm", bias.COARSE_MM)
+    others = [name for name in images if name != reference]
+    kept = {n: _put(work_dir / n / "image.npz", in_frame(images[n], native)) for n in others}
+    even = {n: _begun(helper, _correct, kept[n]) for n in others}
     base, variation = bias.correct(base)
+    if others:
+        logger.info("preparation 2: %s to %s (rigid)", " and ".join(others), reference)
+        _put(work_dir / "reference.npz", base)
+    coming = {n: _begun(helper, _align, kept[n], work_dir / "reference.npz") for n in others}
     kind = "affine" if parcellate else registration
-    logger.info("preparation 2: template to %s (%s)", reference, kind)
+    logger.info("preparation 3: template to %s (%s)", reference, kind)
     alignment = register.template_to(base, kind=kind, work_dir=work_dir / "template")
-    aligned, transforms = {reference: base}, {}
-    for name in (n for n in images if n != reference):
-        logger.info("preparation 3: %s to %s (rigid)", name, reference)
-        turned = in_frame(images[name], native)
-        turned = nib.Nifti1Image(np.asarray(bias.correct(turned)[0].dataobj), turned.affine)
-        aligned[name], transforms[name] = register.onto(base, turned, work_dir=work_dir / name)
     logger.info("preparation 4: brain, tissues and labels")
     sure: Mapping[str, float] = {}
-    contrasts = [aligned[n] for n in dict.fromkeys((reference, "T2w", "T1w")) if n in aligned]
+    aligned, transforms = {reference: base}, {}
+
+    def arrive(names: Sequence[str]) -> None:
+        for name in names:
+            even[name].result()
+            transforms[name] = coming.pop(name).result()
+            aligned[name] = _got(kept[name])
+
+    needed = [n for n in dict.fromkeys((reference, "T2w", "T1w")) if n in images]
+    arrive([n for n in needed if n != reference])
+    contrasts = [aligned[n] for n in needed]
     if parcellate:
         parcels = parcellate(contrasts, alignment.to_template)
         sure = confidence(parcels)
@@ -132,6 +148,7 @@ def prepare(
     elif segmentation is None:
         anatomy = brain.from_atlas(contrasts, alignment)
     else:
+        arrive(list(coming))
         moved = in_frame(segmentation, native)
         anatomy = brain.from_segmentation(moved, base, transforms.get(segmentation_space))
     to_template = alignment.to_template @ base.affine
@@ -148,7 +165,44 @@ def prepare(
     notes = quality_notes(alignment, variation, anatomy, found, spacing, sure)
     first = noise_note(level) if reference == "T2w" else (NO_T2W.format(reference),)
     notes = (*first, *notes)
+    arrive(list(coming))
     return Result(aligned, anatomy, found, csf, to_template, slices, transforms, alignment, sure, notes)
+
+
+def _begun(helper: Executor | None, function: Callable[..., _Value], *given: Any) -> Future[_Value]:
+    """What a function returns: soon, from the helper, or at once.
+
+    What is handed over must be small: while ANTs runs here nothing can be sent to another process.
+    """
+    if helper:
+        return helper.submit(function, *given)
+    done: Future[_Value] = Future()
+    done.set_result(function(*given))
+    return done
+
+
+def _put(path: Path, image: Nifti1Image) -> Path:
+    """Keep an image for another process, with every digit of its affine."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, data=np.asarray(image.dataobj), affine=image.affine)
+    return path
+
+
+def _got(path: Path) -> Nifti1Image:
+    with np.load(path) as stored:
+        return nib.Nifti1Image(stored["data"], stored["affine"])
+
+
+def _correct(path: Path) -> None:
+    """`bias.correct` of a kept image, in its place."""
+    _put(path, bias.correct(_got(path))[0])
+
+
+def _align(path: Path, reference: Path) -> Transform:
+    """`register.onto` of a kept image, in its place."""
+    moved, transform = register.onto(_got(reference), _got(path), work_dir=path.parent)
+    _put(path, moved)
+    return transform
 
 
 def confidence(parcels: brain.Parcels) -> dict[str, float]:

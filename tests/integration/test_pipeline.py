@@ -396,9 +396,10 @@ def test_storage_of_the_input_changes_no_number(finished, simulated, quick, tmp_
 
 
 @pytest.mark.slow
-def test_processes_and_order_change_nothing(finished, simulated, quick, tmp_path):
+@pytest.mark.parametrize("option", ["--nprocs", "--omp-nthreads"])
+def test_processes_and_order_change_nothing(finished, simulated, quick, tmp_path, option):
     out = tmp_path / "out"
-    assert go(simulated, out, "--config-file", quick, "--nprocs", "2") == 0
+    assert go(simulated, out, "--config-file", quick, option, "2") == 0
     a, b = (
         {k: v for k, v in digests(d).items() if not k.startswith("group") and k != "dataset_description.json"}
         for d in (finished, out)

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from bids_epvs.measure import ratings
-from bids_epvs.measure.ratings import potter, slice_counts
+from bids_epvs.measure.ratings import potter, shown, slice_counts
 from bids_epvs.records import Finding
 
 
@@ -17,8 +17,8 @@ def test_slices_count_instances_not_voxels():
     labels = np.zeros((5, 6, 4), np.int32)
     labels[1, 1, 1:3] = 1
     labels[3:5, 3, 2] = 2
-    assert slice_counts(labels, np.array([1, 2])).tolist() == [0, 1, 2, 0]
-    assert slice_counts(labels, np.array([2])).tolist() == [0, 0, 1, 0]
+    assert slice_counts(shown(labels), np.array([1, 2]), 4).tolist() == [0, 1, 2, 0]
+    assert slice_counts(shown(labels), np.array([2]), 4).tolist() == [0, 0, 1, 0]
 
 
 def test_intervals_and_grades_from_what_is_known_of_a_method(rng):
