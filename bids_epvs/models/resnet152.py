@@ -34,8 +34,10 @@ DROPOUT = 0.4
 SHAPE = (160, 128, 16)
 STEP_MM = (0.6, 0.6, 3.0)
 """The box around the basal ganglia that the network sees."""
-QUANTILES = (0.05, 0.9)
-"""Of the brain inside the box: they become 0 and 1."""
+RANGE = (0.5, 2.5)
+"""Times the median of the basal ganglia: they become 0 and 1. Atrophy and the field of view do not change it."""
+LEVEL = (1 - RANGE[0]) / (RANGE[1] - RANGE[0])
+"""What the median becomes."""
 MARGIN_MM = 3.0
 """What lies farther from the basal ganglia is 0: the network cannot speak of other regions."""
 
@@ -59,10 +61,9 @@ def volume(
     if not own.any():
         return None
     where = window.around(own, spacing, SHAPE, STEP_MM)
-    seen, inside = where.cut(np.where(brain, image, 0)), where.cut(brain)
-    values = seen[inside > 0.9]
-    low, high = np.quantile(values, QUANTILES) if values.size else (0.0, 1.0)
-    scaled = np.clip((seen - np.float32(low)) / np.float32(max(high - low, 1e-6)), 0, 1)
+    low, high = (max(float(np.median(image[own])), 1e-6) * k for k in RANGE)
+    seen = where.cut(np.where(brain, image, 0))
+    scaled = np.clip((seen - np.float32(low)) / np.float32(high - low), 0, 1)
     return scaled * looked(regions, where), where
 
 
@@ -135,7 +136,7 @@ def _unit(x: Any, filters: int, stride: Any, *, name: str) -> Any:
 
 WEIGHTS = Weights(
     file="resnet152.npz",
-    sha256="5967b537b02466b14a6505b00eacdeb2478a53cbeb20549b59f0f45a454abd43",
+    sha256="6544b886e328d2f6f45906fa8b3baebad39e72987ac017193c665d6c3ec09087",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see resnet152.json beside the weights)",
 )
@@ -184,7 +185,7 @@ SPEC = ModelSpec(
     parameters={"layer": "stage1_unit3", "clever": False},
     spacing=STEP_MM,
     shape=SHAPE,
-    normalise="5th to 90th percentile of the brain in the box become 0 to 1; 0 beyond 3 mm from the basal ganglia",
+    normalise="0.5 to 2.5 times the median of the basal ganglia become 0 to 1; 0 beyond 3 mm from them",
     build=build,
     weights=WEIGHTS,
     outputs=("saliency", "findings"),
@@ -199,7 +200,8 @@ SPEC = ModelSpec(
         "8 filters in the first stage instead of 64; depth 152 as in the paper.",
         "The basal ganglia and 3 mm around them, in a box of 96 x 77 x 48 mm (0.6 x 0.6 x 3 mm), instead of 16 slices "
         "of the whole head.",
-        "Intensities are cut at percentiles 5 and 90 of the brain in that box instead of 82 and 90 of the image.",
+        "Intensities are cut at 0.5 and 2.5 times the median of the basal ganglia instead of percentiles 82 and 90 of "
+        "the image, which change with the size of the ventricles.",
         "Slices are kept apart (stride 1 across them), so that Grad-CAM tells slices apart; it is taken after stage 1.",
         "A network of depth 50 was trained first; the other units were then inserted, adding almost nothing at first.",
         "Batches of 8 scans, mild and severe equally often; turned, stretched and varied in intensity.",

@@ -278,6 +278,29 @@ def smooth_field(knots: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return np.ascontiguousarray(out)
 
 
+_ATROPHY_MM = 3.0
+"""How far ventricles grow at most."""
+
+
+def widened(rng: np.random.Generator, head: Anatomy) -> Anatomy:
+    """The head with wider ventricles and sulci (up to about 1.5 mm on each side), as in atrophy."""
+    labels = head.labels.copy()
+    reach = float(rng.uniform(0, _ATROPHY_MM))
+    table = np.zeros(1024, np.uint8)
+    table[[4, 43]], table[[2, 25]], table[[41, 57]], table[[3, 42]], table[24] = 1, 2, 3, 4, 5
+    kinds = table[labels]
+    box = bounding_box(kinds == 1, int(np.ceil(_ATROPHY_MM / head.spacing[0])) + 1)
+    near = ndimage.distance_transform_edt(kinds[box] != 1, sampling=head.spacing) <= reach
+    part = labels[box]
+    part[near & (kinds[box] == 2)] = 4
+    part[near & (kinds[box] == 3)] = 43
+    share = float(rng.uniform(0, 0.6))
+    sulcal = smooth_field(rng.standard_normal(np.array(labels.shape) // 8), labels.shape)
+    edge = (kinds == 4) & ndimage.binary_dilation(kinds == 5)
+    labels[edge & (sulcal > np.quantile(sulcal[::4, ::4, ::4], 1 - share))] = 24
+    return replace(head, labels=labels)
+
+
 def _bounds(head: Anatomy) -> np.ndarray:
     """Corners (8, 3) of the box around everything but air, mm."""
     ends = [(b.start, b.stop) for b in bounding_box(head.labels > 0)]

@@ -16,12 +16,14 @@ from bids_epvs.derivatives import write
 from bids_epvs.models import rating2d, resnet152
 from bids_epvs.prepare.regions import ANTERIOR_COMMISSURE
 from bids_epvs.prepare.resample import bounding_box
-from bids_epvs.synth import examples, scene, tubes, volumes
+from bids_epvs.synth import anatomy, examples, scene, tubes, volumes
 from bids_epvs.synth.examples import Task
 from bids_epvs.synth.scene import Scene
 
-DRAWS = 8
+DRAWS = 4
 """Draws of EPVS in each deformed head."""
+ATROPHIED = 0.5
+"""Share of heads whose ventricles and sulci are widened."""
 MARGIN_MM = 24.0
 """Around the basal ganglia; what the networks see lies inside."""
 NONE = 0.08
@@ -110,6 +112,8 @@ def write_examples(task: Task) -> None:
     rng = task.rng()
     age = float(rng.uniform(45, 92))
     head = volumes.fine_head(task.head)
+    if rng.random() < ATROPHIED:
+        head = anatomy.widened(rng, head)
     made = slab(scene.build(rng, head, counts={}, age=age, fine_mm=volumes.FINE_MM))
     for k in range(DRAWS):
         full = filled(rng, made)

@@ -22,7 +22,7 @@ from bids_epvs.derivatives import write
 from bids_epvs.models import parcellation
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.prepare.regions import from_labels
-from bids_epvs.prepare.resample import bounding_box, resample
+from bids_epvs.prepare.resample import resample
 from bids_epvs.synth import anatomy, contrast, examples, mimics, tubes
 from bids_epvs.synth.anatomy import Anatomy
 from bids_epvs.synth.contrast import Protocol
@@ -55,7 +55,7 @@ def draw_head(rng: np.random.Generator, head: Anatomy) -> tuple[Anatomy, np.ndar
     """A deformed head with lesions of any age, and the share (255 = all, uint8) of each voxel that its EPVS fill."""
     made = near_brain(anatomy.deformed(head, rng, spacing=SPACING_MM, amount=1.2, warp_mm=WARP_MM))
     if rng.random() < 0.5:
-        made = widened(rng, made)
+        made = anatomy.widened(rng, made)
     half = anatomy.every_second(made)
     regions = from_labels(anatomy.plain(half.labels), half.spacing, half.to_template @ half.affine)
     if rng.random() < 0.7:
@@ -64,25 +64,6 @@ def draw_head(rng: np.random.Generator, head: Anatomy) -> tuple[Anatomy, np.ndar
     drawn = tubes.sample(rng, made, regions, counts)
     filled, _ = tubes.occupancy(drawn, made.labels.shape, made.affine)
     return made, np.rint(filled * 255).astype(np.uint8)
-
-
-def widened(rng: np.random.Generator, head: Anatomy) -> Anatomy:
-    """The head with wider ventricles and sulci (up to about 1.5 mm on each side), as in atrophy."""
-    labels = head.labels.copy()
-    reach = float(rng.uniform(0, 3.0))
-    table = np.zeros(1024, np.uint8)
-    table[[4, 43]], table[[2, 25]], table[[41, 57]], table[[3, 42]], table[24] = 1, 2, 3, 4, 5
-    kinds = table[labels]
-    box = bounding_box(kinds == 1, 4)
-    near = ndimage.distance_transform_edt(kinds[box] != 1, sampling=head.spacing) <= reach
-    part = labels[box]
-    part[near & (kinds[box] == 2)] = 4
-    part[near & (kinds[box] == 3)] = 43
-    share = float(rng.uniform(0, 0.6))
-    sulcal = anatomy.smooth_field(rng.standard_normal(np.array(labels.shape) // 8), labels.shape)
-    edge = (kinds == 4) & ndimage.binary_dilation(kinds == 5)
-    labels[edge & (sulcal > np.quantile(sulcal[::4, ::4, ::4], 1 - share))] = 24
-    return replace(head, labels=labels)
 
 
 def near_brain(head: Anatomy, margin_mm: float = 15.0) -> Anatomy:

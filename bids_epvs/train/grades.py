@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from scipy import ndimage, optimize, special
 
-from bids_epvs.measure import agreement, classification
+from bids_epvs.measure import agreement, classification, ratings
 from bids_epvs.measure.ratings import SEVERE_GRADE, potter
 from bids_epvs.models import rating2d, resnet152, weights
 from bids_epvs.records import GRADES
@@ -22,6 +22,9 @@ FAINT = 0.05
 """Factor on what a new unit of `deepened` adds; from zero it would never learn."""
 TURN_DEG = 30.0
 """Images of `rating2d` are turned by up to this much (the paper)."""
+UNSURE = 0.6
+"""Times the square root of a count plus 1: how far off a count may be that is taken to be as good. Where the count is
+known, images near the border of two grades teach some of both, and so how near they are to it."""
 
 
 def grade(count: int) -> int:
@@ -29,28 +32,33 @@ def grade(count: int) -> int:
     return potter(int(count), REGION) or 0
 
 
+def likely_grades(count: int) -> np.ndarray:
+    """Probability of each grade if a count of the basal ganglia is off by `UNSURE`, (GRADES,) float32."""
+    spread = UNSURE * np.sqrt(count + 1)
+    near = np.arange(int(count + 5 * spread) + 2)
+    chances = np.exp(-0.5 * ((near - count) / spread) ** 2)
+    return ratings.grade_chances(chances / chances.sum(), REGION).astype(np.float32)
+
+
 class Balanced(loop.Folder):
     """Random items of all examples, each class about equally often; subclasses say what they are.
 
-    An example has one or more items, each with its class; they are kept in memory as they are stored.
+    An example has one or more items, each with its class and what the network should say of it; they are kept in
+    memory as they are stored.
     """
 
     classes: int
 
     def __init__(self, folder: Path, **given: Any) -> None:
-        self._known: dict[Path, tuple[np.ndarray, np.ndarray]] = {}
+        self._known: dict[Path, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         super().__init__(folder, **given)
 
-    def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Items of an example (n, ...) and their classes (n,)."""
+    def read(self, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Items of an example (n, ...), their classes (n,) and targets (n, ...)."""
         raise NotImplementedError
 
     def varied(self, rng: np.random.Generator, item: np.ndarray) -> np.ndarray:
         """What the network sees of an item this time."""
-        raise NotImplementedError
-
-    def target(self, own: int) -> np.ndarray:
-        """What the network should say of a class."""
         raise NotImplementedError
 
     def on_epoch_end(self) -> None:
@@ -60,7 +68,7 @@ class Balanced(loop.Folder):
             if path not in self._known:
                 self._known[path] = self.read(path)
         self._sorted: list[list[tuple[Path, int]]] = [[] for _ in range(self.classes)]
-        for path, (_, classes) in self._known.items():
+        for path, (_, classes, _) in self._known.items():
             for k, own in enumerate(classes):
                 self._sorted[own].append((path, k))
 
@@ -71,9 +79,9 @@ class Balanced(loop.Folder):
         for _ in range(self.batch):
             own = there[rng.integers(len(there))]
             path, k = own[rng.integers(len(own))]
-            items, classes = self._known[path]
+            items, _, targets = self._known[path]
             seen.append(self.varied(rng, items[k].astype(np.float32) / 255))
-            target.append(self.target(classes[k]))
+            target.append(targets[k])
         return np.stack(seen), np.stack(target)
 
 
@@ -92,17 +100,16 @@ class Images(Balanced):
         self.enhanced = enhanced
         super().__init__(folder, **given)
 
-    def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """`images`."""
-        return images(path, enhanced=self.enhanced)
+    def read(self, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`images`, and `likely_grades` where the counts are known."""
+        seen, grades = images(path, enhanced=self.enhanced)
+        with np.load(path) as stored:
+            known = [likely_grades(n) for n in stored["counts"]] if "counts" in stored else None
+        return seen, grades, np.eye(GRADES, dtype=np.float32)[grades] if known is None else np.stack(known)
 
     def varied(self, rng: np.random.Generator, item: np.ndarray) -> np.ndarray:
         """`varied`."""
         return varied(rng, item)
-
-    def target(self, own: int) -> np.ndarray:
-        """One-hot."""
-        return np.eye(GRADES, dtype=np.float32)[own]
 
 
 def images(path: Path, *, enhanced: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -200,18 +207,18 @@ class Boxes(Balanced):
 
     classes = 2
 
-    def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """`box`, the only item of its example."""
+    def read(self, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`box`, the only item of its example; `likely_grades` where the count is known."""
         image, severe = box(path)
-        return image[None], np.array([severe])
+        chance = float(severe)
+        with np.load(path) as stored:
+            if "fullest" in stored:
+                chance = float(likely_grades(int(stored["fullest"]))[SEVERE_GRADE:].sum())
+        return image[None], np.array([severe]), np.array([[chance]], np.float32)
 
     def varied(self, rng: np.random.Generator, item: np.ndarray) -> np.ndarray:
         """`moved`."""
         return moved(rng, item)
-
-    def target(self, own: int) -> np.ndarray:
-        """The class itself."""
-        return np.array([own], np.float32)
 
 
 def box(path: Path) -> tuple[np.ndarray, int]:
@@ -233,9 +240,11 @@ def moved(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     out = ndimage.affine_transform(image, matrix, middle - matrix @ middle + away, order=1)
     if rng.random() < 0.5:
         out = out[::-1]
-    out = np.clip(out, 0, 1) ** np.float32(np.exp(rng.normal(0, 0.2))) * np.float32(np.exp(rng.normal(0, 0.15)))
+    inside, level = out > 0, np.float32(resnet152.LEVEL)
+    out = np.clip(level + (out - level) * np.exp(rng.normal(0, 0.2)) + rng.normal(0, 0.02), 0, 1)
+    out = out ** np.float32(np.exp(rng.normal(0, 0.1)))
     out = out + rng.standard_normal(out.shape, dtype=np.float32) * np.float32(rng.uniform(0, 0.03))
-    return np.clip(out, 0, 1)[..., None].astype(np.float32)
+    return (np.clip(out, 0, 1) * inside)[..., None].astype(np.float32)
 
 
 def severities(model: keras.Model, files: list[Path]) -> tuple[np.ndarray, np.ndarray]:

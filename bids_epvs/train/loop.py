@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -146,12 +147,22 @@ def settle(model: keras.Model, data: keras.utils.PyDataset, *, batches: int = 10
     if not layers:
         return
     before = [layer.momentum for layer in layers]
-    for k in range(batches):
-        for layer in layers:
-            layer.momentum = k / (k + 1)  # the mean over batches
-        model(data[k % len(data)][0], training=True)
+    with without_gradients():
+        for k in range(batches):
+            for layer in layers:
+                layer.momentum = k / (k + 1)  # the mean over batches
+            model(data[k % len(data)][0], training=True)
     for layer, momentum in zip(layers, before, strict=True):
         layer.momentum = momentum
+
+
+def without_gradients() -> AbstractContextManager[object]:
+    """Where nothing is kept for gradients; torch would keep every batch, as the statistics of one need those before."""
+    if keras.backend.backend() != "torch":
+        return nullcontext()
+    import torch
+
+    return torch.no_grad()
 
 
 class Settle(keras.callbacks.Callback):

@@ -70,3 +70,16 @@ def test_only_the_neighbourhood_of_the_basal_ganglia_is_seen(rng):
     assert (seen[(away > 0) & (away <= 2.5)] > 0).mean() > 0.9, "and a margin"
     assert seen[where.cut((image > 300).astype(np.float32)) > 0.5].min() == 1
     assert resnet152.volume(image, np.ones(regions.shape, bool), np.zeros_like(regions), spacing) is None
+
+
+def test_what_is_seen_depends_on_neither_scale_nor_the_size_of_the_ventricles(rng):
+    spacing = (0.6, 0.6, 3.0)
+    regions = np.zeros((180, 180, 18), np.uint8)
+    regions[50:70, 70:110, 6:12], regions[110:130, 70:110, 6:12] = 1, 2
+    image, brain = rng.uniform(80, 120, regions.shape).astype(np.float32), np.ones(regions.shape, bool)
+    seen, where = resnet152.volume(image, brain, regions, spacing)
+    inside = where.cut(regions > 0) > 0.99
+    assert np.median(seen[inside]) == pytest.approx(resnet152.LEVEL, abs=0.02)
+    atrophied = image.copy()
+    atrophied[78:102] = 300
+    np.testing.assert_allclose(resnet152.volume(3 * atrophied, brain, regions, spacing)[0], seen, atol=1e-5)

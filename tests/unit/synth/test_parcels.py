@@ -45,7 +45,7 @@ def test_the_same_seed_gives_the_same_example(coarse):
 
 def test_atrophy_widens_ventricles_and_sulci(coarse, rng):
     head = anatomy.deformed(coarse, rng, spacing=1.5, amount=0)
-    made = [parcels.widened(np.random.default_rng(k), head) for k in range(4)]
+    made = [anatomy.widened(np.random.default_rng(k), head) for k in range(4)]
     before = np.isin(head.labels, (4, 43)).sum()
     after = [np.isin(m.labels, (4, 43)).sum() for m in made]
     assert min(after) >= before

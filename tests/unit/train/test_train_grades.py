@@ -71,6 +71,33 @@ def test_grades_are_drawn_about_equally_often(folder):
     assert np.corrcoef(plain[..., 0].mean(axis=(1, 2)), same.argmax(axis=1))[0, 1] < -0.9
 
 
+@pytest.mark.parametrize("count", [0, 1, 4, 10, 11, 15, 20, 21, 29, 40, 41, 90])
+def test_near_a_border_both_grades_are_likely(count):
+    found = training.likely_grades(count)
+    assert found.shape == (5,) and found.sum() == pytest.approx(1, abs=1e-5)
+    assert found.argmax() == training.grade(count)
+    near = min(abs(count - b) for b in (10.5, 20.5, 40.5))
+    assert (np.sort(found)[-2] > 0.3) == (near < 1)
+
+
+def test_targets_tell_how_near_a_count_is_to_the_next_grade(folder):
+    path = folder / "example-00000.npz"
+    with np.load(path) as stored:
+        known = dict(stored)
+    np.savez(path, **{**known, "counts": np.array([3, 10, 12, 19, 30, 44], np.int16), "fullest": np.int16(11)})
+    _, grades, targets = training.Images(folder, steps=1).read(path)
+    np.testing.assert_array_equal(grades, targets.argmax(axis=1))
+    assert targets[0, 1] > 0.95 > 0.7 > targets[1, 1] > 0.5 and targets[3, 3] > 0.2
+    _, severe, chance = training.Boxes(folder, steps=1).read(path)
+    assert severe[0] == 1 and 0.5 < chance[0, 0] < 0.7
+    given = {**known, "grades": np.full(6, 2), "severe": np.int16(1)}
+    np.savez(path, **{k: v for k, v in given.items() if k not in ("counts", "fullest")})
+    assert (training.Images(folder, steps=1).read(path)[2] == np.eye(5)[2]).all(), (
+        "grades by a person are what they are"
+    )
+    assert training.Boxes(folder, steps=1).read(path)[2][0, 0] == 1
+
+
 def test_the_rating_network_learns_and_is_calibrated(folder, tmp_path):
     out = tmp_path / "run"
     schedule, widths = loop.Schedule(200, epoch=100, rate=1e-2, average=0.9), (8, 8, 8, 8, 8)
