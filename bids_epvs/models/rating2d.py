@@ -206,7 +206,7 @@ def cooled(chances: np.ndarray, temperature: float) -> np.ndarray:
 
 WEIGHTS = Weights(
     file="rating2d.npz",
-    sha256="ac20ae2d12e7587657e058f3c6476e639a9b719e2487eb763cd43ca9f9774301",
+    sha256="5c7eca3d66dac71f8e84f2214d5852adad13931324e94a55373bc634e6fde195",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see rating2d.json beside the weights)",
 )
