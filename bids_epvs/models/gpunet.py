@@ -39,7 +39,7 @@ def build(widths: tuple[int, ...] = WIDTHS) -> keras.Model:
 
 WEIGHTS = Weights(
     file="gpunet.npz",
-    sha256="116d40f4c8cabbf5dc685b0d6875d475b13e22b9e76e8fdc4e2ed48fa3793918",
+    sha256="fca8a3559bcfe8453cd46f17e8601df70fc6b40793bd96a6c1826ef90e84c907",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see gpunet.json beside the weights)",
 )
