@@ -8,6 +8,9 @@ The packaged file comes from twenty thick sessions of the packaged head and five
     bids_epvs B OUT_B participant --models unet gpunet cnn --participant-label 01 02 03 04 06
     python benchmarks/spreads.py bids_epvs/data/weights/spreads.json \\
         --sessions A/derivatives/truth OUT_A --sessions B/derivatives/truth OUT_B
+
+Coverage is only honest where the app did not know the spreads of the weights it ran with: otherwise the intervals
+that are left out have been widened with them already. Give new weights with ``--weights``, before they are packaged.
 """
 
 from __future__ import annotations

@@ -283,7 +283,7 @@ _ATROPHY_MM = 3.0
 
 
 def widened(rng: np.random.Generator, head: Anatomy) -> Anatomy:
-    """The head with wider ventricles and sulci (up to about 1.5 mm on each side), as in atrophy."""
+    """The head with wider ventricles (by up to `_ATROPHY_MM` of white matter around them) and sulci, as in atrophy."""
     labels = head.labels.copy()
     reach = float(rng.uniform(0, _ATROPHY_MM))
     table = np.zeros(1024, np.uint8)
