@@ -51,7 +51,7 @@ def main() -> None:
             found = {}
             for index, region in regions.items():
                 start = time.monotonic()
-                found[index] = training.counted(model, region) * known[region.name]["factor"]
+                found[index] = float(count.calibrated(training.counted(model, region), known[region.name]))
                 voxels = region.mask.size
                 speed.append(
                     {"model": name, "region": region.name, "voxels": voxels, "seconds": time.monotonic() - start}

@@ -1,7 +1,7 @@
 """Anatomy from the network against the atlas, on simulated scans of heads that neither was made from.
 
 ``python benchmarks/parcellation.py LABELMAPS OUT.tsv`` deforms each head of `bids_epvs.train.HELD_OUT_SUBJECTS`, adds
-EPVS and lesions, images it as T2w, T1w and FLAIR at 1 mm and at 0.5 x 0.5 x 5 mm, and runs the preparation with either
+EPVS and lesions, images it as T2w, T1w and FLAIR at 1 mm and at 0.5 x 0.5 x 5 mm, and runs the preparation with each
 method: Dice of each structure (mean of left and right), one row a scan and method, with the seconds of the whole
 preparation and of the network in it, and the peak memory of the process so far.
 """
@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from bids_epvs.evaluate.metrics import dice
-from bids_epvs.models import parcellation
+from bids_epvs.models import nuclei, parcellation
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.prepare.regions import NAMES, from_labels, indices
 from bids_epvs.prepare.session import prepare
@@ -83,25 +83,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("labelmaps", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--methods", nargs="+", default=["atlas", "network"])
+    parser.add_argument("--methods", nargs="+", default=["atlas", "network"], choices=["atlas", "first", "network"])
     parser.add_argument("--subjects", nargs="+", default=list(HELD_OUT_SUBJECTS))
     parser.add_argument("--contrasts", nargs="+", default=["T2w", "T1w", "FLAIR"])
-    parser.add_argument("--weights", type=Path, help="other weights than the packaged ones")
+    parser.add_argument("--weights", type=Path, help="of the parcellation network, other than the packaged ones")
+    parser.add_argument("--nuclei", type=Path, help="of the second network, other than the packaged ones")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    model = parcellation.network(args.weights) if "network" in args.methods else None
+    first = parcellation.network(args.weights)
+    second = nuclei.network(args.nuclei) if "network" in args.methods else None
     rows = []
     for about, image, labels, regions in scans(args.labelmaps, args.subjects, args.contrasts):
         for method in args.methods:
             spent = [0.0]
 
-            def timed(images, pose, spent=spent):
+            def timed(images, pose, spent=spent, method=method):
                 start = time.monotonic()
-                parcels = parcellation.predict(images, pose, model=model)
+                if method == "first":
+                    parcels = parcellation.predict(images, pose, model=first)
+                else:
+                    parcels = nuclei.predict(images, pose, first=first, second=second)
                 spent[0] = time.monotonic() - start
                 return parcels
 
-            network = timed if method == "network" else None
+            network = None if method == "atlas" else timed
             with tempfile.TemporaryDirectory() as work:
                 start = time.monotonic()
                 result = prepare({about["contrast"]: image}, work_dir=Path(work), parcellate=network)

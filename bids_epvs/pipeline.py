@@ -31,7 +31,7 @@ from bids_epvs import __version__, logs, stages
 from bids_epvs.derivatives import paths, write
 from bids_epvs.errors import EpvsError, NothingToDoError, TemporaryError, UsageError
 from bids_epvs.inputs import query
-from bids_epvs.models import default, load, parcellation
+from bids_epvs.models import default, load, nuclei, parcellation
 from bids_epvs.prepare.regions import NAMES
 from bids_epvs.prepare.template import space_grid
 from bids_epvs.records import REFERENCES, Outcome, Scan
@@ -64,7 +64,7 @@ def check(settings: Settings) -> None:
         if name not in NAMES:
             raise UsageError(f"no region {name!r}.", where="--regions", remedy=f"Choose from: {', '.join(NAMES)}.")
     for name in settings.weights:
-        if name != parcellation.NAME and load(name).weights is None:
+        if name not in (parcellation.NAME, nuclei.NAME) and load(name).weights is None:
             raise UsageError(f"model {name} uses no weights.", where="--weights")
     for name, given in settings.parameters.items():
         known = load(name).parameters

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from bids_epvs.inputs.query import find_segmentation
 from bids_epvs.logs import versions
 from bids_epvs.measure import lesions as measure_lesions
 from bids_epvs.measure import ratings, spread
-from bids_epvs.models import MODELS, load, parcellation, weights
+from bids_epvs.models import MODELS, load, nuclei, parcellation, weights
 from bids_epvs.models.spec import ModelSpec
 from bids_epvs.prepare.regions import NAMES, REGIONS
 from bids_epvs.prepare.resample import canonical, thickness, to_canonical, to_native, voxel_spacing
@@ -93,7 +94,7 @@ def preparation(scan: Scan, settings: Settings, keys: Mapping[str, str], note: d
     segmentation = find_segmentation(scan, settings.derivatives)
     network = settings.regions_from == "network" and not segmentation
     if network:
-        content["network"] = weights.identity(parcellation.WEIGHTS, settings.weights_of(parcellation.NAME))
+        content["network"] = [weights.identity(n.WEIGHTS, settings.weights_of(n.NAME)) for n in (parcellation, nuclei)]
     key = write.digest(content)
     files = [*images(scan, settings).values(), *anatomy(scan, settings).values(), transform(scan, settings)]
     if settings.resume and write.is_current(files, key):
@@ -140,9 +141,9 @@ def _warm() -> None:
 
 
 def _parcellate(settings: Settings) -> Callable[..., Any]:
-    """The parcellation network as a function of images and pose."""
-    model = parcellation.network(settings.weights_of(parcellation.NAME))
-    return lambda images, to_template: parcellation.predict(images, to_template, model=model)
+    """The networks that find brain and regions, as a function of images and pose."""
+    first, second = (n.network(settings.weights_of(n.NAME)) for n in (parcellation, nuclei))
+    return partial(nuclei.predict, first=first, second=second)
 
 
 def _sources(scan: Scan, settings: Settings, *names: str) -> list[str]:

@@ -36,6 +36,13 @@ def parser() -> argparse.ArgumentParser:
     )
     _common(one, examples=(120, "four images each"), judges=8, steps=5000, batch=(1, "half heads"), rate=5e-3)
     one = which.add_parser(
+        "nuclei",
+        help="basal ganglia and thalamus in a second look",
+        description=f"Simulate images of label maps and train the network that looks again at the deep grey matter; "
+        f"the packaged parcellation network looks first. {_RESUMES}",
+    )
+    _common(one, examples=(120, "four images each"), judges=10, steps=4000, batch=(1, "boxes"), rate=3e-3)
+    one = which.add_parser(
         "unet",
         help="segmentation of EPVS from any of T2w, T1w, FLAIR, SWI",
         description=f"Simulate heads with EPVS and train the segmentation network. {_RESUMES}",
@@ -254,6 +261,11 @@ def parts(model: str) -> tuple[Callable[..., None], Callable[..., None], Weights
         from bids_epvs.train import parcellation
 
         return parcels.generate, parcellation.train, parcellation.parcellation.WEIGHTS
+    if model == "nuclei":
+        from bids_epvs.synth import nuclei as boxes
+        from bids_epvs.train import nuclei
+
+        return boxes.generate, nuclei.train, nuclei.nuclei.WEIGHTS
     if model in ("cnn", "gpunet"):
         from bids_epvs.synth import counts
         from bids_epvs.train import count

@@ -110,7 +110,8 @@ def densities(
 ) -> dict[int, tuple[float, np.ndarray, Crop]]:
     """Count, density (EPVS a voxel of the crop, at the resolution of the network's output) and crop of each region.
 
-    Keys are indices of `REGIONS`; counts are without bias on held-out simulated scans (`stored` is the calibration).
+    Keys are indices of `REGIONS`; counts are without bias on held-out simulated scans (`stored`: the calibration), and
+    each density is scaled to add up to its count.
     """
     import keras
 
@@ -120,14 +121,25 @@ def densities(
         name = REGIONS[index].name
         given = inputs(own.seen, own.mask, name, prepared.spacing[2])
         found = np.asarray(keras.ops.convert_to_numpy(model(list(given), training=False)))[0, ..., 0]
-        factor = np.float32(known.get(name, {}).get("factor", 1.0))
-        out[index] = (float(found.sum(dtype=np.float64)) * float(factor), found * factor, own)
+        total = float(found.sum(dtype=np.float64))
+        number = float(calibrated(total, known.get(name, {})))
+        out[index] = (number, found * np.float32(number / max(total, 1e-6)), own)
     return out
 
 
 def root(count: Any) -> Any:
     """Square root of counts, whose error depends little on their size (Anscombe 1948, Biometrika 35:246)."""
     return np.sqrt(np.maximum(count, 0) + 0.375)
+
+
+def calibrated(sums: Any, known: Mapping[str, float]) -> Any:
+    """Counts from sums of a density: ``factor * ((shift + gain * root(sum))**2 - 3/8)``, never below 0.
+
+    Networks say too much where there is little and too little where there is much; a straight line between square roots
+    undoes it. `known` (from `train.count.calibrate`) may lack any of the three.
+    """
+    line = known.get("shift", 0.0) + known.get("gain", 1.0) * root(sums)
+    return known.get("factor", 1.0) * np.maximum(np.square(np.maximum(line, 0)) - 0.375, 0)
 
 
 def interval(count: float, spread: float) -> tuple[float, float]:
@@ -181,7 +193,7 @@ def predictor(
 
 WEIGHTS = Weights(
     file="cnn.npz",
-    sha256="d612527e1ab86c729e4ffd482ee4b2c0dd9dd2802fa1f955dc6fdb961742d50c",
+    sha256="5d27656a8c28ce544e46fa519b993d5e78152acf2e774b288304f2bbd8066c25",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see cnn.json beside the weights)",
 )

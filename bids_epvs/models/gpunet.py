@@ -39,7 +39,7 @@ def build(widths: tuple[int, ...] = WIDTHS) -> keras.Model:
 
 WEIGHTS = Weights(
     file="gpunet.npz",
-    sha256="fca8a3559bcfe8453cd46f17e8601df70fc6b40793bd96a6c1826ef90e84c907",
+    sha256="f22c77d41e404345b57d8af2ef8370fc62e79775fa06402c3541f7173a5499bd",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see gpunet.json beside the weights)",
 )

@@ -11,7 +11,7 @@ doi:10.1016/j.media.2023.102789).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -187,22 +187,47 @@ def evidence(image: Nifti1Image, to_template: np.ndarray) -> np.ndarray:
         (*SHAPE, CHANNELS): intensity over the 99th percentile of the brain, halved and at most 1; then shares of the
         likelihood of each of `TISSUES`, which sum to 1. All 0 where there is no scan.
     """
-    target = grid()
+    values = on_grid(image, to_template, grid())
+    return likened(values, fitted(values))
+
+
+def on_grid(image: Nifti1Image, to_template: np.ndarray, target: Nifti1Image) -> np.ndarray:
+    """Intensities of an image on a grid in template space; see `evidence`."""
     there = nib.Nifti1Image(target.dataobj, np.linalg.inv(to_template) @ target.affine)
-    return weighed(np.asarray(resample(image, there).dataobj))
+    return np.asarray(resample(image, there).dataobj)
 
 
-def weighed(values: np.ndarray) -> np.ndarray:
-    """`evidence` of intensities that are on the grid already."""
+class Fit(NamedTuple):
+    """Intensities of the brain of one image.
+
+    Attributes
+    ----------
+    top : float
+        99th percentile.
+    mean, variance : ndarray
+        Of each of `TISSUES`, in shares of `top`.
+    """
+
+    top: float
+    mean: np.ndarray
+    variance: np.ndarray
+
+
+def fitted(values: np.ndarray) -> Fit:
+    """Intensities of the tissues of an image that is on the grid."""
     mask, prior = tissue_priors()
     seen = values[mask] > 0
     inside = values[mask][seen]
-    top = float(np.percentile(inside, 99)) if inside.size else 1.0
-    values = np.clip(values / max(top, 1e-6), 0, 2)
-    out = np.zeros((*SHAPE, CHANNELS), np.float32)
-    out[..., 0] = values / 2
-    mean, variance = levels(values[mask][seen], prior[seen])
-    log = -0.25 * (values[..., None] - mean.astype(np.float32)) ** 2 / variance.astype(np.float32)
+    top = max(float(np.percentile(inside, 99)) if inside.size else 1.0, 1e-6)
+    return Fit(top, *levels(np.clip(inside / top, 0, 2), prior[seen]))
+
+
+def likened(values: np.ndarray, fit: Fit) -> np.ndarray:
+    """`evidence` of intensities on any grid."""
+    out = np.zeros((*values.shape, CHANNELS), np.float32)
+    scaled = np.clip(values / fit.top, 0, 2)
+    out[..., 0] = scaled / 2
+    log = -0.25 * (scaled[..., None] - fit.mean.astype(np.float32)) ** 2 / fit.variance.astype(np.float32)
     out[..., 1:] = softmax(log) * (values > 0)[..., None]
     return out
 
@@ -330,7 +355,24 @@ def network(file: Path | None = None) -> keras.Model:
     return weights.restored(build, WEIGHTS, file, what=what, instead="use --regions-from atlas")[0]
 
 
-def predict(images: Sequence[Nifti1Image], to_template: np.ndarray, *, model: keras.Model | None = None) -> Parcels:
+def seen_halves(model: keras.Model, seen: np.ndarray) -> np.ndarray:
+    """Probabilities of each half (2, HALF, Y, Z, classes) from the evidence on the grid."""
+    prior = priors()[None]
+    each = [softmax(np.asarray(model.predict_on_batch([half[None], prior]))[0]) for half in halves(seen)]
+    return np.stack(each)
+
+
+Refine = Callable[[Nifti1Image, np.ndarray, Fit, np.ndarray], np.ndarray]
+"""Another look at one image: image, pose, its intensities, probabilities of both halves; to better probabilities."""
+
+
+def predict(
+    images: Sequence[Nifti1Image],
+    to_template: np.ndarray,
+    *,
+    model: keras.Model | None = None,
+    refine: Refine | None = None,
+) -> Parcels:
     """Structures of a head from one or several images of it.
 
     Parameters
@@ -341,16 +383,18 @@ def predict(images: Sequence[Nifti1Image], to_template: np.ndarray, *, model: ke
         4 x 4, millimetres of the images to ICBM152 millimetres (affine).
     model : keras.Model, optional
         By default the packaged one.
+    refine : callable, optional
+        What looks again at a part of each image, such as `models.nuclei.refined`.
     """
     model = model or network()
-    prior = priors()[None]
     total: np.ndarray | None = None
     for image in images:
-        left, right = (
-            softmax(np.asarray(model.predict_on_batch([half[None], prior]))[0])
-            for half in halves(evidence(image, to_template))
-        )
-        both = merged(left, right)
+        values = on_grid(image, to_template, grid())
+        fit = fitted(values)
+        sides = seen_halves(model, likened(values, fit))
+        if refine:
+            sides = refine(image, to_template, fit, sides)
+        both = merged(*sides)
         total = both if total is None else total + both
     if total is None:
         raise ValueError("predict needs at least one image")

@@ -32,6 +32,10 @@ _CLASSES = ("CSF", "GM", "WM", "DGM")
 _CLASS_OF = {"CSF": "CSF", "GM": "GM", "WM": "WM", "DGM": "DGM", "Pallidum": "DGM"}
 MIXED = (7, 46, 8, 47, 16, 28, 60)
 """Labels that hold several tissues, or one unlike the cerebrum's: intensities do not decide about them."""
+KEPT = (*MIXED, 11, 50, 13, 52, 26, 58)
+"""Those, and caudate, pallidum and accumbens, where the network that found them has seen the intensities itself: one
+Gaussian for all nuclei takes the dark pallidum for white matter, and voxels between ventricle and white matter for
+caudate (chosen on heads 12 and 17, ``benchmarks/parcellation.py``)."""
 OUTSIDE = 0.4
 """Least probability of brain or fluid in the deformed atlas."""
 FLUID = 24
@@ -41,8 +45,6 @@ SURE = 0.7
 """Probability of white matter and nuclei by the network that intensities cannot overrule; chosen on sub-03 of
 ``make demo``, where EPVS voxels inside regions rose from 0.60 to 0.69 (``benchmarks/coverage.py``)."""
 LAKE_MM3, LAKE_MM2, ENCLOSED = 500.0, 40.0, 0.6
-BLENDED = (10, 49, 12, 51)
-"""Thalamus and putamen, whose borders hardly show: network and atlas together are nearer to the truth than either."""
 _INDICES = np.array(list(ATLAS_LABELS), np.int16)
 _IN_SKULL = np.array([e.brain for e in ATLAS_LABELS.values()])
 
@@ -251,24 +253,29 @@ def _scaled(image: Nifti1Image, mask: np.ndarray) -> np.ndarray:
 
 
 def label_map(
-    prior: np.ndarray, posterior: dict[str, np.ndarray], mask: np.ndarray, spacing: Sequence[float]
+    prior: np.ndarray,
+    posterior: dict[str, np.ndarray],
+    mask: np.ndarray,
+    spacing: Sequence[float],
+    *,
+    kept: tuple[int, ...] = MIXED,
 ) -> np.ndarray:
     """Most probable label: prior of the label, reweighted by posterior over prior of its tissue (int16).
 
-    Cortex and deep grey matter share one weight: their intensities overlap, so the prior decides between them. `MIXED`
-    labels keep their prior. The scores are smoothed by `SMOOTH_MM`, so that noise makes no islands.
+    Cortex and deep grey matter share one weight: their intensities overlap, so the prior decides between them. Labels
+    of `kept` keep their prior. The scores are smoothed by `SMOOTH_MM`, so that noise makes no islands.
     """
     sigma = [SMOOTH_MM / s if s < 2 * SMOOTH_MM else 0.0 for s in spacing]
     kinds = [_CLASS_OF.get(e.tissue) if e.brain else None for e in ATLAS_LABELS.values()]
     best = np.full(mask.shape, -1.0, np.float32)
     out = np.zeros(mask.shape, np.int16)
-    rest = 1 - prior[..., np.isin(_INDICES, MIXED)].sum(axis=-1)
+    rest = 1 - prior[..., np.isin(_INDICES, kept)].sum(axis=-1)
     for names in (("CSF",), ("GM", "DGM"), ("WM",)):
         members = [k for k, c in enumerate(kinds) if c in names]
         total = np.maximum(prior[..., members].sum(-1), 1e-3)
         weight = rest * sum(posterior[name] for name in names) / total
         for k in members:
-            own = prior[..., k] if _INDICES[k] in MIXED else prior[..., k] * weight
+            own = prior[..., k] if _INDICES[k] in kept else prior[..., k] * weight
             score = ndimage.gaussian_filter(own, sigma, truncate=3)
             better = mask & (score > best)
             best[better] = score[better]
@@ -400,6 +407,7 @@ def _sharpened(
     inside: np.ndarray,
     *,
     sure: float = np.inf,
+    kept: tuple[int, ...] = MIXED,
 ) -> Anatomy:
     """Labels by priors and intensities on the work grid, brought to the full grid.
 
@@ -417,10 +425,12 @@ def _sharpened(
         Above one half where `mask` is; its half-way surface becomes the border of the brain.
     sure : float
         Where the priors of `SOLID` add up to this, intensities cannot make fluid or cortex of it.
+    kept : tuple of int
+        Labels about which intensities do not decide.
     """
     grid = coarse[0]
     spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
-    labels = label_map(prior, tissue_posteriors(coarse, mask, prior), mask, spacing)
+    labels = label_map(prior, tissue_posteriors(coarse, mask, prior), mask, spacing, kept=kept)
     labels = without_lakes(kept_solid(labels, prior, mask, sure), spacing)
     smooth = nib.Nifti1Image(inside, grid.affine)
     brain = np.asarray(resample(smooth, full, antialias=False).dataobj) > 0.5
@@ -437,10 +447,8 @@ def structure_look(parcels: Parcels) -> Nifti1Image:
     return nib.Nifti1Image(out, parcels.probability.affine)
 
 
-def blended(parcels: Parcels, warp: Transform) -> Parcels:
-    """Structures in which the deformed atlas knows as much as the network (`BLENDED`): the mean of both.
-
-    What lies where the deformed atlas has no brain (less than `OUTSIDE`) is none: orbits, neck.
+def within_skull(parcels: Parcels, warp: Transform) -> Parcels:
+    """Structures without what lies where the deformed atlas has no brain (less than `OUTSIDE`): orbits, neck.
 
     Parameters
     ----------
@@ -450,19 +458,10 @@ def blended(parcels: Parcels, warp: Transform) -> Parcels:
     """
     from bids_epvs.prepare import ants
 
-    chosen = [k for k, index in enumerate(parcels.labels) if index in BLENDED]
-    columns = [list(ATLAS_LABELS).index(parcels.labels[k]) for k in chosen]
-    source = atlas.probabilities()
-    part = np.asarray(source.dataobj)[..., columns].astype(np.float32) / 255
     data = np.asarray(parcels.probability.dataobj)
     frame = nib.Nifti1Image(data[..., 0], parcels.probability.affine)
-    known = np.asarray(ants.apply(nib.Nifti1Image(part, source.affine), frame, warp).dataobj)
-    out = data.copy()
-    out[..., chosen] = (data[..., chosen] + known) / 2
-    total = np.maximum(out.sum(axis=-1), 1e-6)
     skull = np.asarray(ants.apply(atlas.brain(), frame, warp).dataobj)
-    inside = np.maximum(data.sum(axis=-1), 0) * np.clip(skull / OUTSIDE, 0, 1)
-    out *= np.minimum(1, inside / total)[..., None]
+    out = data * np.clip(skull / OUTSIDE, 0, 1)[..., None]
     return Parcels(nib.Nifti1Image(out, parcels.probability.affine), parcels.labels)
 
 
@@ -492,7 +491,8 @@ def from_parcels(images: Sequence[Nifti1Image], parcels: Parcels, to_template: n
     spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
     mask = brain_mask(inside, spacing)
     border = np.where(mask, np.maximum(inside, 0.51), np.minimum(inside, 0.49))
-    return _sharpened(full, [resample(image, grid) for image in images], prior, mask, border, sure=SURE)
+    coarse = [resample(image, grid) for image in images]
+    return _sharpened(full, coarse, prior, mask, border, sure=SURE, kept=KEPT)
 
 
 def from_segmentation(segmentation: Nifti1Image, t2w: Nifti1Image, transform: Transform | None) -> Anatomy:

@@ -142,7 +142,7 @@ def prepare(
         if registration == "deformable":
             looks = brain.structure_look(parcels), atlas.head("structures", brain_only=True)
             warp = register.structures_onto_atlas(looks, work_dir=work_dir / "structures")
-            alignment, parcels = register.deformed(alignment, warp), brain.blended(parcels, warp)
+            alignment, parcels = register.deformed(alignment, warp), brain.within_skull(parcels, warp)
     if segmentation is None and parcellate:
         anatomy = brain.from_parcels(contrasts, parcels, alignment.to_template)
     elif segmentation is None:

@@ -159,18 +159,23 @@ def imaged(
     return nib.Nifti1Image(out[:, :, first:last], back @ affine)
 
 
-def example(rng: np.random.Generator, head: Anatomy) -> dict[str, Any]:
-    """Evidence (uint8, 255 = 1) of an image of each of `parcellation.CONTRASTS`; ``codes`` (uint8) at half the spacing.
+def acquired(rng: np.random.Generator, head: Anatomy) -> tuple[dict[str, nib.Nifti1Image], np.ndarray, np.ndarray]:
+    """A new deformation of a head: an image of each of `parcellation.CONTRASTS`, their inexact pose, and its codes.
 
-    Labels are sampled at half the voxel size of the network, so that targets are shares of a voxel.
+    Returns
+    -------
+    images : dict
+    pose : ndarray
+        4 x 4, millimetres of the images to (about) those of the template.
+    codes : ndarray of uint8
+        See `parcellation.codes`, at half the voxel size of the network, so that targets are shares of a voxel.
     """
     made, filled = draw_head(rng, head)
     pose = pose_error(rng) @ made.to_template
     images = {}
     for name in parcellation.CONTRASTS:
         labels = crop_head(rng, made)
-        seen = parcellation.evidence(imaged(rng, made, draw_look(rng, name), labels, filled), pose)
-        images[name] = np.rint(seen * 255).astype(np.uint8)
+        images[name] = imaged(rng, made, draw_look(rng, name), labels, filled)
     target = parcellation.grid()
     fine = target.affine @ np.diag([0.5, 0.5, 0.5, 1.0])
     fine[:3, 3] = target.affine[:3, 3] - parcellation.SPACING_MM / 4
@@ -180,18 +185,26 @@ def example(rng: np.random.Generator, head: Anatomy) -> dict[str, Any]:
     plain[plain == anatomy.FLOW_VOID] = 24
     plain[np.isin(plain, (anatomy.LACUNE, anatomy.LACUNE_RIM))] = 25
     stored = np.asarray(resample(nib.Nifti1Image(plain, made.affine), there, order=0).dataobj)
-    return {**images, "codes": parcellation.codes()[stored]}
+    return images, pose, parcellation.codes()[stored]
+
+
+def example(rng: np.random.Generator, head: Anatomy) -> dict[str, Any]:
+    """Evidence (uint8, 255 = 1) of an image of each of `parcellation.CONTRASTS`; ``codes`` (uint8), see `acquired`."""
+    images, pose, codes = acquired(rng, head)
+    seen = {n: np.rint(parcellation.evidence(i, pose) * 255).astype(np.uint8) for n, i in images.items()}
+    return {**seen, "codes": codes}
 
 
 @cache
-def _head(path: Path) -> Anatomy:
+def read_head(path: Path) -> Anatomy:
+    """A label map without what lies far below the brain."""
     return near_brain(anatomy.read_labelmap(path), 45.0)  # what may come near when the head is tilted and scaled
 
 
 def write_example(task: Task) -> Path:
     """Write one example, unless it is there."""
     target = task.path(task.number)
-    return target if target.exists() else write.arrays(target, example(task.rng(), _head(task.head)))
+    return target if target.exists() else write.arrays(target, example(task.rng(), read_head(task.head)))
 
 
 def generate(heads: tuple[Path, ...], out: Path, *, number: int, seed: int = 0, nprocs: int = 2) -> None:

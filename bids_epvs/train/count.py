@@ -231,20 +231,44 @@ def figures(model: keras.Model, files: list[Path]) -> dict[str, float]:
     return {"icc": float(np.nanmean([v for k, v in each.items() if k.startswith("icc")])), **each}
 
 
+FEW = 10
+"""Hemispheres for which half of the calibrated gain is believed."""
+GAINS = (0.5, 2.0)
+"""Range of gains."""
+
+
+def line(true: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """``shift``, ``gain`` and ``factor`` of `count.calibrated`: square roots spread as the true ones, totals agree.
+
+    The reduced major axis and not the regression line: counts are compared between people and groups, where the pull of
+    a regression towards the mean would do harm. The gain is drawn to 1 where there are few hemispheres.
+    """
+    a, b = count.root(true), count.root(found)
+    spread = float(a.std()), float(b.std())
+    gain = spread[0] / spread[1] if min(spread) > 0 else 1.0
+    gain = float(np.clip(1 + (gain - 1) * len(a) / (len(a) + FEW), *GAINS))
+    out = {"shift": float(a.mean() - gain * b.mean()) if gain != 1 else 0.0, "gain": gain}
+    total = float(count.calibrated(found, out).sum())
+    return {**out, "factor": float(true.sum()) / max(total, 1e-6) if true.sum() else 1.0}
+
+
 def calibrate(model: keras.Model, files: list[Path]) -> dict[str, Any]:
-    """For intervals, by region and kind of slice: a factor without bias, and spreads of square roots of counts.
+    """For counts and intervals, by region and kind of slice: `line`, and spreads of square roots of calibrated counts.
 
     ``spread`` is that of one hemisphere, ``spread_both`` that of both together; ``n`` is the number of images.
     """
+    return calibration(pairs(model, files))
+
+
+def calibration(found: Mapping[tuple[str, str], list[np.ndarray]]) -> dict[str, Any]:
+    """`calibrate` of `pairs`."""
     out: dict[str, Any] = {}
-    for (name, slices), images in pairs(model, files).items():
-        sides, both = np.concatenate(images), np.array([image.sum(axis=0) for image in images])
-        true, made = sides.sum(axis=0)
-        factor = float(true / max(made, 1e-6)) if true else 1.0
-        spread, spread_both = (
-            float(np.sqrt(((count.root(f[:, 1] * factor) - count.root(f[:, 0])) ** 2).mean())) for f in (sides, both)
-        )
-        row = {"factor": factor, "spread": spread, "spread_both": spread_both}
+    for (name, slices), images in found.items():
+        row = line(*np.concatenate(images).T)
+        told = [np.stack([image[:, 0], count.calibrated(image[:, 1], row)], axis=1) for image in images]
+        sides, both = np.concatenate(told), np.array([image.sum(axis=0) for image in told])
+        for key, f in (("spread", sides), ("spread_both", both)):
+            row[key] = float(np.sqrt(((count.root(f[:, 1]) - count.root(f[:, 0])) ** 2).mean()))
         out.setdefault(slices, {})[name] = {**{k: round(v, 4) for k, v in row.items()}, "n": len(images)}
     return out
 

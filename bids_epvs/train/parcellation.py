@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import keras
@@ -55,19 +55,25 @@ def read(path: Path, contrast: str) -> tuple[np.ndarray, np.ndarray]:
 
 def dice(model: keras.Model, files: list[Path]) -> Mapping[str, float]:
     """Dice of each class, at the spacing of the network, both halves of one contrast of each example (in turn)."""
-    size = len(parcellation.CLASSES)
-    overlap, total = np.zeros(size), np.zeros(size)
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for number, path in enumerate(files):
         seen, codes = read(path, parcellation.CONTRASTS[number % 3])
-        prior = parcellation.priors()[None]
-        for half, own in zip(parcellation.halves(seen), parcellation.half_codes(codes), strict=True):
-            made = np.argmax(np.asarray(model.predict_on_batch([half[None], prior]))[0], axis=-1)
-            true = np.argmax(shares(own), axis=-1)
-            overlap += np.bincount(true[made == true], minlength=size)
-            total += np.bincount(true.ravel(), minlength=size) + np.bincount(made.ravel(), minlength=size)
-    each = {f"dice_{n}": 2 * o / max(t, 1) for n, o, t in zip(parcellation.NAMES, overlap, total, strict=True)}
+        found = parcellation.seen_halves(model, seen)
+        pairs += zip(found, map(shares, parcellation.half_codes(codes)), strict=True)
+    each = overlap(pairs)
     inner = [v for k, v in each.items() if k not in ("dice_Background", "dice_OtherSide")]
     return {"dice": float(np.mean(inner)), **each}
+
+
+def overlap(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """Dice of the most likely classes: over all pairs of probabilities found and shares (X, Y, Z, classes) together."""
+    size = len(parcellation.CLASSES)
+    both, total = np.zeros(size), np.zeros(size)
+    for found, truth in pairs:
+        made, true = np.argmax(found, axis=-1), np.argmax(truth, axis=-1)
+        both += np.bincount(true[made == true], minlength=size)
+        total += np.bincount(true.ravel(), minlength=size) + np.bincount(made.ravel(), minlength=size)
+    return {f"dice_{n}": 2 * b / max(t, 1) for n, b, t in zip(parcellation.NAMES, both, total, strict=True)}
 
 
 def train(

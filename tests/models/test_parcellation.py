@@ -86,7 +86,8 @@ def test_evidence_means_the_same_in_every_contrast(rng):
         table[[parcellation.NAMES.index(n) for n in ("LateralVentricle", "OtherCSF")]] = fluid
         table[0] = 0
         image = table[tissue] + rng.normal(0, 20, SHAPE) * (tissue > 0)
-        seen = parcellation.weighed(np.maximum(image, 0).astype(np.float32))
+        values = np.maximum(image, 0).astype(np.float32)
+        seen = parcellation.likened(values, parcellation.fitted(values))
         assert seen.shape == (*SHAPE, parcellation.CHANNELS)
         assert (seen >= 0).all() and (seen <= 1).all()
         names = list(parcellation.TISSUES)

@@ -79,7 +79,19 @@ def test_intensities_do_not_decide_about_mixed_labels():
     assert (labels[3:] == 10).all(), "white matter does not"
 
 
-def test_the_deformed_atlas_limits_the_brain_and_helps_where_borders_hardly_show(tmp_path):
+def test_intensities_do_not_decide_about_what_a_network_has_seen():
+    known = list(ATLAS_LABELS)
+    prior = np.zeros((6, 6, 6, len(known)), np.float32)
+    prior[..., known.index(13)], prior[..., known.index(2)] = 0.7, 0.3
+    mask = np.ones((6, 6, 6), bool)
+    posterior = {name: np.zeros(mask.shape, np.float32) for name in ("CSF", "GM", "WM", "DGM")}
+    posterior["WM"][:] = 1  # the pallidum is as dark as white matter on T2w
+    labels = brain.label_map(prior, posterior, mask, (4.0, 4.0, 4.0), kept=brain.KEPT)
+    assert (labels == 13).all()
+    assert (brain.label_map(prior, posterior, mask, (4.0, 4.0, 4.0)) == 2).all(), "an atlas has not seen them"
+
+
+def test_the_deformed_atlas_limits_the_brain(tmp_path):
     from bids_epvs.models import parcellation
     from bids_epvs.prepare import ants, atlas
 
@@ -88,17 +100,13 @@ def test_the_deformed_atlas_limits_the_brain_and_helps_where_borders_hardly_show
     data[..., :2] = 0.4  # white matter everywhere, in the neck too
     data[30:34, 60:64, 38:42, 4] = 0.2  # caudate
     parcels = brain.Parcels(nib.Nifti1Image(data, parcellation.grid().affine), labels)
-    made = np.asarray(brain.blended(parcels, ants.identity(tmp_path)).probability.dataobj)
+    made = np.asarray(brain.within_skull(parcels, ants.identity(tmp_path)).probability.dataobj)
     frame = parcellation.grid()
     skull = np.asarray(resample(atlas.brain(), frame).dataobj)
     assert made[skull < 0.01].max() < 0.2
     well_inside = skull > 0.98
-    assert np.allclose(made.sum(axis=-1)[well_inside], data.sum(axis=-1)[well_inside], atol=0.02), "the total stays"
-    putamen = np.asarray(resample(volume(12), frame).dataobj)
-    inner = (putamen > 0.9) & well_inside
-    assert inner.sum() > 20
-    share = made[..., 2][inner] / made.sum(axis=-1)[inner]
-    assert np.allclose(share, putamen[inner] / 2 / (0.8 + putamen[inner] / 2), atol=0.05)
+    assert well_inside.sum() > 10_000
+    assert np.allclose(made[well_inside], data[well_inside], atol=1e-5), "nothing changes inside"
     assert (made[..., 4] > 0).sum() <= 64
 
 
@@ -132,12 +140,3 @@ def test_what_is_surely_white_matter_stays_white_matter():
     mask = np.array([True, True, True, False])[:, None, None]
     assert brain.kept_solid(labels, prior, mask, 0.7).ravel().tolist() == [2, 2, 24, 24]
     assert brain.kept_solid(labels, prior, mask, np.inf).ravel().tolist() == [24] * 4
-
-
-def volume(index):
-    """Probability of one label of the atlas."""
-    from bids_epvs.prepare import atlas
-
-    source = atlas.probabilities()
-    k = list(ATLAS_LABELS).index(index)
-    return nib.Nifti1Image(np.asarray(source.dataobj)[..., k].astype(np.float32) / 255, source.affine)

@@ -145,8 +145,30 @@ def test_from_examples_to_calibrated_weights(path, tmp_path):
     assert "icc" in (out / "log.csv").read_text().split("\n")[0]
 
 
-def test_a_factor_without_bias_and_the_spread_of_roots(monkeypatch, path):
+def test_totals_are_without_bias_and_the_spread_is_that_of_roots(monkeypatch, path):
     monkeypatch.setattr(training, "counted", lambda _, region: region.total / 2)
     found = training.calibrate(None, [path])["thick"]
-    assert found["CentrumSemiovale"] == {"factor": 2.0, "spread": 0.0, "spread_both": 0.0, "n": 1}
+    regions = list(training.read(path).values())
+    own = [r.total for r in regions if r.name == "CentrumSemiovale"]
+    told = count.calibrated(np.array(own) / 2, found["CentrumSemiovale"])
+    assert told.sum() == pytest.approx(sum(own), rel=1e-3)
+    away = count.root(told) - count.root(np.array(own))
+    assert found["CentrumSemiovale"]["spread"] == pytest.approx(np.sqrt((away**2).mean()), abs=1e-3)
     assert found["Midbrain"]["factor"] == 1.0
+    assert found["Midbrain"]["gain"] == 1.0
+
+
+def test_a_network_that_shrinks_counts_is_stretched_again(rng):
+    true = rng.poisson(rng.uniform(0, 40, 200)).astype(float)
+    shrunk = np.maximum((1.2 + 0.6 * count.root(true)) ** 2 - 0.375, 0) * np.exp(rng.normal(0, 0.05, 200))
+    known = training.line(true, shrunk)
+    assert 1.3 < known["gain"] < 1.75
+    told = count.calibrated(shrunk, known)
+    assert told.sum() == pytest.approx(true.sum())
+    assert told.std() == pytest.approx(true.std(), rel=0.1)
+    assert np.abs(told - true).mean() < 0.5 * np.abs(shrunk * true.sum() / shrunk.sum() - true).mean()
+    few = training.line(true[:4], shrunk[:4])
+    assert abs(few["gain"] - 1) < abs(known["gain"] - 1), "few hemispheres say little"
+    assert training.line(np.array([3.0]), np.array([1.5])) == {"shift": 0.0, "gain": 1.0, "factor": pytest.approx(2.0)}
+    assert (count.calibrated(np.array([0.0, 5.0]), {}) == [0.0, 5.0]).all()
+    assert (count.calibrated(np.arange(9.0), known) >= 0).all()

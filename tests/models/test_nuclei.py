@@ -1,0 +1,120 @@
+"""The second look at the deep grey matter: its box, its network, what it leaves alone; what it is trained on."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_epvs.models import nuclei, parcellation
+from bids_epvs.models.parcellation import NAMES
+from bids_epvs.prepare.labels import mirrored
+
+SMALL = (4, 6, 8)
+
+
+@pytest.fixture
+def small(rng):
+    model = nuclei.build(SMALL)
+    change = model.get_weights()
+    change[-2] = rng.normal(0, 0.5, change[-2].shape)
+    model.set_weights(change)
+    return model
+
+
+def example(rng, monkeypatch):
+    from bids_epvs.synth import anatomy, parcels
+    from bids_epvs.synth import nuclei as boxes
+
+    monkeypatch.setattr(parcels, "SPACING_MM", 2.5)
+    monkeypatch.setattr(parcels, "BURDENS", {"low": 1.0})
+    monkeypatch.setattr(parcels, "WARP_MM", 1.0)
+    monkeypatch.setattr(parcels, "pose_error", lambda _: np.eye(4))
+    monkeypatch.setattr(parcellation, "network", lambda: parcellation.build(SMALL))
+    return boxes.example(rng, anatomy.average())
+
+
+def test_the_box_holds_the_nuclei_of_the_atlas():
+    prior = parcellation.priors()
+    inside = np.zeros(prior.shape[:3], bool)
+    inside[nuclei.BOX] = True
+    for name in ("Caudate", "Putamen", "Pallidum", "Accumbens", "Thalamus"):
+        own = prior[..., NAMES.index(name)]
+        assert own[inside].sum() > 0.995 * own.sum(), name
+    assert all(n % 2 ** (len(nuclei.WIDTHS) - 1) == 0 for n in nuclei.SHAPE)
+
+
+def test_fine_voxels_lie_in_the_coarse_ones():
+    coarse, fine = parcellation.grid().affine, nuclei.grid().affine
+    first = coarse @ [*(s.start for s in nuclei.BOX), 1]
+    pair = (fine @ [0, 0, 0, 1] + fine @ [1, 1, 1, 1]) / 2
+    assert np.allclose(pair, first)
+    last = coarse @ [parcellation.SHAPE[0] - 1 - nuclei.BOX[0].start, *(s.stop - 1 for s in nuclei.BOX[1:]), 1]
+    end = np.array(nuclei.grid().shape)
+    assert np.allclose((fine @ [*(end - 1), 1] + fine @ [*(end - 2), 1]) / 2, last)
+
+
+def test_before_training_it_changes_nothing(rng):
+    model = nuclei.build(SMALL)
+    seen = rng.random((1, *(2 * n for n in nuclei.SHAPE), parcellation.CHANNELS), dtype=np.float32)
+    known = parcellation.priors()[nuclei.BOX][None]
+    found = np.asarray(model.predict_on_batch([seen, known]))
+    assert np.allclose(found, np.log(known + 0.01), atol=1e-4)
+
+
+def test_a_mirrored_head_gives_mirrored_structures_and_the_rest_stays(small, rng):
+    first = parcellation.build(SMALL)
+    image = np.zeros(parcellation.SHAPE, np.float32)
+    image[20:60, 20:80, 20:60] = 0.2 + rng.random((40, 60, 40), dtype=np.float32)
+    affine = parcellation.grid().affine
+    scans = [nib.Nifti1Image(v, affine) for v in (image, np.ascontiguousarray(image[::-1]))]
+    made = [np.asarray(nuclei.predict([s], np.eye(4), first=first, second=small).probability.dataobj) for s in scans]
+    labels = parcellation.outputs()
+    swap = [labels.index(mirrored(i)) for i in labels]
+    assert np.allclose(made[0], made[1][::-1][..., swap], atol=1e-4)
+    fit = parcellation.Fit(1.0, np.linspace(0.1, 0.9, 4), np.full(4, 0.01))
+    sides = np.stack([parcellation.priors()] * 2)
+    better = nuclei.refined(scans[0], np.eye(4), fit, sides, model=small)
+    inside = np.zeros(sides.shape[1:4], bool)
+    inside[nuclei.BOX] = True
+    assert np.array_equal(better[:, ~inside], sides[:, ~inside])
+    assert np.abs(better - sides)[:, inside].max() > 0.1
+    assert np.allclose(better.sum(axis=-1), 1, atol=1e-4)
+
+
+def test_an_example_shows_its_labels_at_the_right_place(rng, monkeypatch):
+    made = example(rng, monkeypatch)
+    for name in parcellation.CONTRASTS:
+        assert made[name].shape == (2, *(2 * n for n in nuclei.SHAPE))
+        assert made[f"{name}_known"].shape == (2, *nuclei.SHAPE, len(NAMES))
+    ventricle, white = (made["codes"] == NAMES.index(n) for n in ("LateralVentricle", "CerebralWhiteMatter"))
+    for side in range(2):
+        bright = made["T2w"][side].astype(float)
+        assert np.median(bright[ventricle[side]]) > 1.2 * np.median(bright[white[side]])
+    known = made["T2w_known"].astype(np.float32).argmax(axis=-1)
+    coarse = made["codes"][:, ::2, ::2, ::2]
+    for name in ("Thalamus", "Putamen"):  # the untrained network repeats the atlas
+        a, b = known == NAMES.index(name), coarse == NAMES.index(name)
+        assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.6, name
+
+
+def test_training_improves_on_what_is_known(tmp_path, rng, monkeypatch):
+    import keras
+
+    from bids_epvs.train import losses
+    from bids_epvs.train import nuclei as train
+
+    np.savez(tmp_path / "example-00000.npz", **example(rng, monkeypatch))
+    keras.utils.set_random_seed(1)
+    model = nuclei.build(SMALL)
+    files = sorted(tmp_path.glob("*.npz"))
+    before = train.dice(model, files)
+    assert before["dice"] == pytest.approx(before["known"], abs=0.02), "an untrained network repeats what is known"
+    data = train.Examples(tmp_path, steps=2)
+    (seen, known), target = data[0]
+    assert seen.shape[1:] == (*(2 * n for n in nuclei.SHAPE), parcellation.CHANNELS)
+    assert known.shape == target.shape
+    assert np.allclose(target.sum(axis=-1), 1)
+    again = train.Examples(tmp_path, steps=2)[0]
+    assert np.array_equal(again[0][0], seen)
+    model.compile(keras.optimizers.Adam(0.02), loss=losses.soft_cross_entropy_and_dice)
+    found = [float(model.train_on_batch([seen, known], target)) for _ in range(6)]
+    assert found[-1] < found[0] - 0.02
