@@ -118,3 +118,31 @@ def test_training_improves_on_what_is_known(tmp_path, rng, monkeypatch):
     model.compile(keras.optimizers.Adam(0.02), loss=losses.soft_cross_entropy_and_dice)
     found = [float(model.train_on_batch([seen, known], target)) for _ in range(6)]
     assert found[-1] < found[0] - 0.02
+
+
+def test_from_the_command_line_to_weights_the_app_can_use(tmp_path, rng, monkeypatch):
+    import json
+
+    from bids_epvs import training
+    from bids_epvs.synth import nuclei as boxes
+
+    fine = tuple(2 * n for n in nuclei.SHAPE)
+
+    def generate(heads, out, *, number, seed, nprocs):
+        out.mkdir(parents=True)
+        made = {"codes": rng.integers(0, len(NAMES), (2, *fine)).astype(np.uint8)}
+        for name in parcellation.CONTRASTS:
+            made[name] = rng.integers(0, 255, (2, *fine)).astype(np.uint8)
+            made[f"{name}_fit"] = np.stack([np.linspace(0.1, 0.9, 4), np.full(4, 0.01)]).astype(np.float32)
+            made[f"{name}_known"] = np.full((2, *nuclei.SHAPE, len(NAMES)), 15, np.uint8)
+        np.savez(out / "example-00000.npz", **made)
+
+    monkeypatch.setattr(boxes, "generate", generate)
+    for name in ("01", "02"):
+        (tmp_path / f"sub-{name}_dseg.nii.gz").touch()
+    few = ("--steps", "2", "--epoch", "1", "--widths", "2", "2")
+    assert training.main(["nuclei", str(tmp_path), str(tmp_path / "out"), "--held-out", "02", *few]) == 0
+    card = json.loads((tmp_path / "out/card.json").read_text())
+    assert card["Architecture"] == {"widths": [2, 2]}
+    assert {"dice", "known"} <= set(card["HeldOut"])
+    assert nuclei.network(tmp_path / "out/weights.npz").count_params() == card["Parameters"]
