@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--nuclei", type=Path, help="of the second network, other than the packaged ones")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    first = parcellation.network(args.weights)
+    first = parcellation.network(args.weights) if set(args.methods) - {"atlas"} else None
     second = nuclei.network(args.nuclei) if "network" in args.methods else None
     rows = []
     for about, image, labels, regions in scans(args.labelmaps, args.subjects, args.contrasts):

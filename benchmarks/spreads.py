@@ -9,6 +9,9 @@ The packaged file comes from twenty thick sessions of the packaged head and five
     python benchmarks/spreads.py bids_epvs/data/weights/spreads.json \\
         --sessions A/derivatives/truth OUT_A --sessions B/derivatives/truth OUT_B
 
+The app was that of before the second look at the deep grey matter, and the counts of `gpunet` were converted to its
+calibration of since then, not predicted again.
+
 Coverage is only honest where the app did not know the spreads of the weights it ran with: otherwise the intervals
 that are left out have been widened with them already. Give new weights with ``--weights``, before they are packaged.
 """

@@ -35,7 +35,7 @@ MIXED = (7, 46, 8, 47, 16, 28, 60)
 KEPT = (*MIXED, 11, 50, 13, 52, 26, 58)
 """Those, and caudate, pallidum and accumbens, where the network that found them has seen the intensities itself: one
 Gaussian for all nuclei takes the dark pallidum for white matter, and voxels between ventricle and white matter for
-caudate (chosen on heads 12 and 17, ``benchmarks/parcellation.py``)."""
+caudate (compared on simulated T2w of heads 12 and 17)."""
 OUTSIDE = 0.4
 """Least probability of brain or fluid in the deformed atlas."""
 FLUID = 24

@@ -6,16 +6,14 @@ parcellation network, what that network (packaged weights) says of them, and the
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from bids_epvs.derivatives import write
 from bids_epvs.models import nuclei, parcellation
-from bids_epvs.synth import examples, parcels
+from bids_epvs.synth import parcels
 from bids_epvs.synth.anatomy import Anatomy
-from bids_epvs.synth.examples import Task
 
 
 def example(rng: np.random.Generator, head: Anatomy) -> dict[str, Any]:
@@ -38,12 +36,5 @@ def example(rng: np.random.Generator, head: Anatomy) -> dict[str, Any]:
     return {**out, "codes": parcellation.half_codes(codes)[(slice(None), *fine)]}
 
 
-def write_example(task: Task) -> Path:
-    """Write one example, unless it is there."""
-    target = task.path(task.number)
-    return target if target.exists() else write.arrays(target, example(task.rng(), parcels.read_head(task.head)))
-
-
-def generate(heads: tuple[Path, ...], out: Path, *, number: int, seed: int = 0, nprocs: int = 2) -> None:
-    """Write `number` examples of the heads in turn; those that exist are kept. Raises as `examples.generate`."""
-    examples.generate(write_example, heads, out, number=number, seed=seed, nprocs=nprocs)
+generate = partial(parcels.generate, make=example)
+"""As `parcels.generate`, of boxes."""

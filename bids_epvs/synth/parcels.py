@@ -9,8 +9,9 @@ label.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -201,12 +202,17 @@ def read_head(path: Path) -> Anatomy:
     return near_brain(anatomy.read_labelmap(path), 45.0)  # what may come near when the head is tilted and scaled
 
 
-def write_example(task: Task) -> Path:
+Make = Callable[[np.random.Generator, Anatomy], dict[str, Any]]
+
+
+def write_example(task: Task, make: Make = example) -> Path:
     """Write one example, unless it is there."""
     target = task.path(task.number)
-    return target if target.exists() else write.arrays(target, example(task.rng(), read_head(task.head)))
+    return target if target.exists() else write.arrays(target, make(task.rng(), read_head(task.head)))
 
 
-def generate(heads: tuple[Path, ...], out: Path, *, number: int, seed: int = 0, nprocs: int = 2) -> None:
+def generate(
+    heads: tuple[Path, ...], out: Path, *, number: int, seed: int = 0, nprocs: int = 2, make: Make = example
+) -> None:
     """Write `number` examples of the heads in turn; those that exist are kept. Raises as `examples.generate`."""
-    examples.generate(write_example, heads, out, number=number, seed=seed, nprocs=nprocs)
+    examples.generate(partial(write_example, make=make), heads, out, number=number, seed=seed, nprocs=nprocs)

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 
 from bids_epvs.models import nuclei, parcellation
-from bids_epvs.train import loop, losses
-from bids_epvs.train.parcellation import GAMMA, SHARES, overlap, shares
+from bids_epvs.train import loop
+from bids_epvs.train.parcellation import GAMMA, SHARES, learn, overlap, shares
 
 JUDGED = ("Caudate", "Putamen", "Pallidum", "Accumbens", "Thalamus", "VentralDC")
 """Classes whose mean Dice is logged as the figure of the network."""
@@ -71,17 +71,17 @@ def train(
     about: Mapping[str, object] | None = None,
 ) -> None:
     """Train on one folder of examples, judge on another; arguments as of `train.parcellation.train`."""
-    keras.utils.set_random_seed(schedule.seed)
-    model, architecture = loop.started(nuclei.build, nuclei.WIDTHS, widths, init)
-    data = Examples(examples, steps=schedule.epoch, batch=batch, seed=schedule.seed)
-    files = sorted(held_out.glob("example-*.npz"))
-    loop.fit(
-        model,
-        data,
-        losses.soft_cross_entropy_and_dice,
+    learn(
+        nuclei.build,
+        nuclei.WIDTHS,
+        Examples,
+        dice,
+        examples,
+        held_out,
+        out,
         schedule,
-        out=out,
-        figures=lambda m: dice(m, files),
-        architecture=architecture,
+        batch=batch,
+        widths=widths,
+        init=init,
         about=about,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import keras
@@ -101,18 +101,51 @@ def train(
         Weights to begin with.
     about : mapping, optional
     """
+    learn(
+        parcellation.build,
+        parcellation.WIDTHS,
+        Examples,
+        dice,
+        examples,
+        held_out,
+        out,
+        schedule,
+        batch=batch,
+        widths=widths,
+        init=init,
+        about=about,
+        judge_every=2,
+    )
+
+
+def learn(
+    build: Callable[..., keras.Model],
+    default: tuple[int, ...],
+    kind: type[loop.Folder],
+    figures: Callable[[keras.Model, list[Path]], Mapping[str, float]],
+    examples: Path,
+    held_out: Path,
+    out: Path,
+    schedule: loop.Schedule,
+    *,
+    batch: int,
+    widths: tuple[int, ...] | None,
+    init: Path | None,
+    about: Mapping[str, object] | None,
+    judge_every: int = 1,
+) -> None:
+    """`train` of a network that names structures: how it is built, its default widths, its items and its figures."""
     keras.utils.set_random_seed(schedule.seed)
-    model, architecture = loop.started(parcellation.build, parcellation.WIDTHS, widths, init)
-    data = Examples(examples, steps=schedule.epoch, batch=batch, seed=schedule.seed)
+    model, architecture = loop.started(build, default, widths, init)
     files = sorted(held_out.glob("example-*.npz"))
     loop.fit(
         model,
-        data,
+        kind(examples, steps=schedule.epoch, batch=batch, seed=schedule.seed),
         losses.soft_cross_entropy_and_dice,
         schedule,
         out=out,
-        figures=lambda m: dice(m, files),
+        figures=lambda m: figures(m, files),
         architecture=architecture,
-        judge_every=2,
+        judge_every=judge_every,
         about=about,
     )
