@@ -19,7 +19,7 @@ import pandas as pd
 from bids_epvs.evaluate.metrics import dice
 from bids_epvs.inputs.load import load_image
 from bids_epvs.inputs.query import find_scans
-from bids_epvs.models import nuclei
+from bids_epvs.models import nuclei, slices
 from bids_epvs.prepare import ants, bias, register
 from bids_epvs.prepare.regions import REGIONS
 from bids_epvs.prepare.resample import canonical, to_native
@@ -34,13 +34,14 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     rows = []
+    networks = {"parcellate": nuclei.predict, "outline": slices.outline}
     for scan in find_scans(args.bids).scans:
         images = {n: load_image(p).image for n, p in scan.files.items() if n != "SWI"}
         found = {}
         for name, image in images.items():
             with tempfile.TemporaryDirectory() as work:
                 start = time.monotonic()
-                result = prepare({name: image}, work_dir=Path(work), parcellate=nuclei.predict)
+                result = prepare({name: image}, work_dir=Path(work), **networks)
                 found[name] = result.regions, time.monotonic() - start
         native = images["T2w"]
         base = bias.correct(canonical(native))[0]

@@ -5,8 +5,9 @@ and writes
 
 - ``rating2d.tsv``: accuracy of images and subjects (highest and majority), quadratic kappa, AC2, Spearman, ranked
   probability score, by resolution; with ``--plain FILE`` (weights of ``bids_epvs-train rating2d --no-haar``) and
-  ``--squared FILE`` (``--squared``) also of those, and with ``--tune EXAMPLES`` of Haar-like features with a random
-  forest grown on that folder of training examples;
+  ``--squared FILE`` (``--squared``) also of those, and with ``--tune EXAMPLES`` of two baselines grown on that folder
+  of training examples: a random forest on Haar-like features of each pixel, whose EPVS are counted (Park et al. 2016,
+  the baseline of the paper), and one on statistics of Haar-like features of the whole image;
 - ``resnet152.tsv``: accuracy, AUC, sensitivity and the others of `classification.binary`, by resolution;
 - ``gradcam.tsv``: of each severe scan the share of the map inside the basal ganglia and on EPVS, the same for 99 random
   shifts of the map (p), how much stronger it is on EPVS than on average in the basal ganglia (``epvs_enrichment``), and
@@ -71,6 +72,102 @@ def forest(examples: Path, files: list[Path], *, seed: int = 1) -> Rated:
         chances = np.zeros((len(stack), rating2d.GRADES))
         chances[:, grown.classes_] = found
         out.append((known, chances))
+    return out
+
+
+def pixel_features(seen: np.ndarray) -> np.ndarray:
+    """Haar-like features of each pixel of an image (*SIZE, 2) inside the region, (n, k), after Park et al. 2016.
+
+    Differences of means over boxes of four sizes: centre minus surround, and the least and the greatest difference to
+    boxes on both sides along four directions, so that the direction of an EPVS does not matter.
+    """
+    image, inside = seen[..., 0], seen[..., 1] > 0.5
+    level, spread = np.median(image[inside]), max(float(np.ptp(np.percentile(image[inside], [10, 90]))), 1e-3)
+    image = (image - level) / spread
+    columns = [image]
+    for size in (1, 2, 3, 5):
+        box = ndimage.uniform_filter(image, size)
+        columns += [box - ndimage.uniform_filter(image, 3 * size), box - ndimage.uniform_filter(image, 7 * size)]
+        ridges, steps = [], []
+        for step in ((size + 1, 0), (0, size + 1), (size, size), (size, -size)):
+            before, behind = np.roll(box, step, (0, 1)), np.roll(box, (-step[0], -step[1]), (0, 1))
+            ridges.append(box - np.maximum(before, behind))
+            steps.append(np.abs(before - behind))
+        columns += [np.min(ridges, axis=0), np.max(ridges, axis=0), np.min(steps, axis=0), np.max(steps, axis=0)]
+    return np.stack([c[inside] for c in columns], axis=1).astype(np.float32)
+
+
+def pixel_forest(files: list[Path], *, seed: int = 1) -> RandomForestClassifier:
+    """A forest grown on all EPVS pixels of the images and five times as many others."""
+    rng = np.random.default_rng(seed)
+    rows, targets = [], []
+    for path in files:
+        stack, _ = training.images(path, enhanced=False)
+        with np.load(path) as stored:
+            marks = stored["marks"]
+        for seen, mark in zip(stack.astype(np.float32) / 255, marks, strict=True):
+            inside = seen[..., 1] > 0.5
+            if inside.sum() < 20:
+                continue
+            epvs = mark[inside] >= 64
+            others = np.flatnonzero(~epvs)
+            chosen = np.r_[np.flatnonzero(epvs), rng.choice(others, min(len(others), 5 * int(epvs.sum()) + 50))]
+            rows.append(pixel_features(seen)[chosen])
+            targets.append(epvs[chosen])
+    forest = RandomForestClassifier(60, max_depth=14, min_samples_leaf=4, n_jobs=-1, random_state=seed)
+    return forest.fit(np.concatenate(rows), np.concatenate(targets))
+
+
+THRESHOLDS, AREAS = (*np.arange(0.3, 0.9, 0.05), 0.9, 0.93, 0.95, 0.97, 0.98, 0.99), (1, 2, 3, 5)
+FACTORS = (0.6, 0.8, 1.0, 1.25, 1.6, 2.0, 2.5)
+
+
+def pixel_counts(forest: RandomForestClassifier, path: Path) -> np.ndarray:
+    """Pieces in each image of a scan at each of `THRESHOLDS` with at least each of `AREAS` pixels, (n, t, a)."""
+    stack, _ = training.images(path, enhanced=False)
+    out = np.zeros((len(stack), len(THRESHOLDS), len(AREAS)))
+    for k, seen in enumerate(stack.astype(np.float32) / 255):
+        inside = seen[..., 1] > 0.5
+        if inside.sum() < 20:
+            continue
+        chance = np.zeros(inside.shape)
+        chance[inside] = forest.predict_proba(pixel_features(seen))[:, 1]
+        for t, threshold in enumerate(THRESHOLDS):
+            pieces, _ = ndimage.label(chance >= threshold, np.ones((3, 3)))
+            sizes = np.bincount(pieces.ravel())[1:]
+            out[k, t] = [(sizes >= area).sum() for area in AREAS]
+    return out
+
+
+def counted(examples: Path, files: list[Path]) -> Rated:
+    """Grades from the EPVS that a forest on pixels finds; threshold, size and factor chosen on training scans.
+
+    Each half of the training scans is counted by a forest grown on the other half; then all grow the forest.
+    """
+    known = sorted(examples.glob("example-*.npz"))
+    found, truth = [], []
+    for part in (0, 1):
+        forest = pixel_forest(known[: len(known) // 2] if part else known[len(known) // 2 :])
+        for path in known[len(known) // 2 :] if part else known[: len(known) // 2]:
+            found.append(pixel_counts(forest, path).max(axis=0))
+            truth.append(training.images(path)[1].max())
+    settings = [(t, a, f) for t in range(len(THRESHOLDS)) for a in range(len(AREAS)) for f in FACTORS]
+
+    def right(setting: tuple[int, int, float]) -> float:
+        t, a, f = setting
+        said = [training.grade(round(f * n[t, a])) for n in found]
+        return float(np.mean(np.array(said) == truth)) - 0.01 * float(np.mean(np.abs(np.array(said) - truth)))
+
+    t, a, f = max(settings, key=right)
+    print(
+        f"pixel forest: threshold {THRESHOLDS[t]:.2f}, {AREAS[a]} pixels, factor {f}: {right((t, a, f)):.2f}",
+        flush=True,
+    )
+    forest = pixel_forest(known)
+    out: Rated = []
+    for path in files:
+        said = [training.grade(round(f * n[t, a])) for n in pixel_counts(forest, path)]
+        out.append((training.images(path)[1], np.eye(rating2d.GRADES)[said]))
     return out
 
 
@@ -166,7 +263,8 @@ def main() -> None:
     if args.squared:
         rows += figures("rating2d, squared error", rated(args.squared, files, enhanced=True), thick)
     if args.tune:
-        rows += figures("Haar-like features + forest", forest(args.tune, files), thick)
+        rows += figures("Haar-like features of pixels + forest, counted", counted(args.tune, files), thick)
+        rows += figures("Haar-like features of images + forest", forest(args.tune, files), thick)
     table = pd.DataFrame(rows)
     table.to_csv(args.out / "rating2d.tsv", sep="\t", index=False)
     print(table.round(3).to_string(index=False), flush=True)

@@ -14,6 +14,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -21,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from bids_epvs.evaluate.metrics import dice
-from bids_epvs.models import nuclei, parcellation
+from bids_epvs.models import nuclei, parcellation, slices
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.prepare.regions import NAMES, from_labels, indices
 from bids_epvs.prepare.session import prepare
@@ -43,6 +44,8 @@ STRUCTURES = {
     "Cerebellum": ((7, 8), (46, 47)),
 }
 RESOLUTIONS = {"1mm": (1.0, 1.0, 1.0), "5mm": (0.5, 0.5, 5.0)}
+METHODS = ("atlas", "first", "second", "network")
+"""The atlas; one network, two of them, and all three (which differs from two where slices are thick)."""
 INSIDE = [i for i, e in ATLAS_LABELS.items() if e.brain]
 
 
@@ -83,33 +86,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("labelmaps", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--methods", nargs="+", default=["atlas", "network"], choices=["atlas", "first", "network"])
+    parser.add_argument("--methods", nargs="+", default=["atlas", "network"], choices=METHODS)
     parser.add_argument("--subjects", nargs="+", default=list(HELD_OUT_SUBJECTS))
     parser.add_argument("--contrasts", nargs="+", default=["T2w", "T1w", "FLAIR"])
     parser.add_argument("--weights", type=Path, help="of the parcellation network, other than the packaged ones")
     parser.add_argument("--nuclei", type=Path, help="of the second network, other than the packaged ones")
+    parser.add_argument("--slices", type=Path, help="of the third network, other than the packaged ones")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     first = parcellation.network(args.weights) if set(args.methods) - {"atlas"} else None
-    second = nuclei.network(args.nuclei) if "network" in args.methods else None
+    second = nuclei.network(args.nuclei) if set(args.methods) & {"second", "network"} else None
+    third = slices.network(args.slices) if "network" in args.methods else None
     rows = []
     for about, image, labels, regions in scans(args.labelmaps, args.subjects, args.contrasts):
         for method in args.methods:
             spent = [0.0]
 
-            def timed(images, pose, spent=spent, method=method):
+            def timed(function, *given, spent=spent):
                 start = time.monotonic()
-                if method == "first":
-                    parcels = parcellation.predict(images, pose, model=first)
-                else:
-                    parcels = nuclei.predict(images, pose, first=first, second=second)
-                spent[0] = time.monotonic() - start
-                return parcels
+                found = function(*given)
+                spent[0] += time.monotonic() - start
+                return found
 
-            network = None if method == "atlas" else timed
+            networks = {}
+            if method == "first":
+                networks["parcellate"] = partial(timed, partial(parcellation.predict, model=first))
+            elif method != "atlas":
+                networks["parcellate"] = partial(timed, partial(nuclei.predict, first=first, second=second))
+            if method == "network":
+                networks["outline"] = partial(timed, partial(slices.outline, model=third))
             with tempfile.TemporaryDirectory() as work:
                 start = time.monotonic()
-                result = prepare({about["contrast"]: image}, work_dir=Path(work), parcellate=network)
+                result = prepare({about["contrast"]: image}, work_dir=Path(work), **networks)
                 seconds = time.monotonic() - start
             found = result.anatomy.labels
             row = {**about, "method": method, "Brain": dice(np.isin(labels, INSIDE), result.anatomy.brain)}

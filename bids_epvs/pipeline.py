@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from itertools import groupby
@@ -31,17 +33,17 @@ from bids_epvs import __version__, logs, stages
 from bids_epvs.derivatives import paths, write
 from bids_epvs.errors import EpvsError, NothingToDoError, TemporaryError, UsageError
 from bids_epvs.inputs import query
-from bids_epvs.models import default, load, nuclei, parcellation
+from bids_epvs.models import default, load, nuclei, parcellation, slices
 from bids_epvs.prepare.regions import NAMES
 from bids_epvs.prepare.template import space_grid
-from bids_epvs.records import REFERENCES, Outcome, Scan
+from bids_epvs.records import REFERENCES, Outcome, Prepared, Scan
 from bids_epvs.report import boilerplate
 from bids_epvs.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-GB_PER_SUBJECT = 4.0
-"""Memory that one subject may need (measured peak in benchmarks/, rounded up)."""
+GB_PER_SUBJECT, GB_OF_HELPER = 4.0, 2.0
+"""Memory that one subject may need (measured peak in benchmarks/, rounded up), and that of its second process."""
 
 
 def check(settings: Settings) -> None:
@@ -64,7 +66,7 @@ def check(settings: Settings) -> None:
         if name not in NAMES:
             raise UsageError(f"no region {name!r}.", where="--regions", remedy=f"Choose from: {', '.join(NAMES)}.")
     for name in settings.weights:
-        if name not in (parcellation.NAME, nuclei.NAME) and load(name).weights is None:
+        if name not in (parcellation.NAME, nuclei.NAME, slices.NAME) and load(name).weights is None:
             raise UsageError(f"model {name} uses no weights.", where="--weights")
     for name, given in settings.parameters.items():
         known = load(name).parameters
@@ -98,12 +100,13 @@ def check(settings: Settings) -> None:
 
 def _check_memory(settings: Settings) -> None:
     """Compare the limit with what the processes may need."""
-    need = GB_PER_SUBJECT * settings.nprocs
+    each = GB_PER_SUBJECT + (GB_OF_HELPER if settings.omp_nthreads > 1 else 0)
+    need = each * settings.nprocs
     if settings.mem_gb is not None and need > settings.mem_gb:
         raise UsageError(
             f"{settings.nprocs} process(es) may need {need:g} GB, more than the limit of {settings.mem_gb:g} GB.",
             where="--mem-gb",
-            remedy=f"Lower --nprocs to {max(1, int(settings.mem_gb // GB_PER_SUBJECT))}.",
+            remedy=f"Lower --nprocs to {max(1, int(settings.mem_gb // each))}.",
         )
 
 
@@ -207,12 +210,21 @@ def _alone(scans: list[Scan], settings: Settings, run: logs.Run) -> list[Outcome
 def run_subject(scans: list[Scan], settings: Settings, run: logs.Run, watch: logs.Watch | None = None) -> list[Outcome]:
     """Stages 1-5 for each session of one subject, then its report (stage 6). The only place that catches everything."""
     logs.configure_worker(settings, run)
+    with stages.helper(settings, run) as helper:
+        outcomes = _sessions(scans, settings, run, watch or logs.Watch(), helper)
+    return _report(scans, outcomes, settings, run)
+
+
+def _sessions(
+    scans: list[Scan], settings: Settings, run: logs.Run, watch: logs.Watch, helper: Executor | None
+) -> list[Outcome]:
+    """Stages 1-5 for each session of one subject."""
     outcomes = []
     for scan in scans:
-        clock = logs.Clock(scan.label, watch or logs.Watch())
+        clock = logs.Clock(scan.label, watch)
         try:
             if not settings.reports_only:
-                run_session(scan, settings, clock)
+                run_session(scan, settings, clock, helper)
             outcomes.append(Outcome(scan.label, stages=clock.rows(), hashes=clock.hashes))
         except Exception as error:
             message = error.message if isinstance(error, EpvsError) else f"{type(error).__name__}: {error}"
@@ -221,29 +233,60 @@ def run_subject(scans: list[Scan], settings: Settings, run: logs.Run, watch: log
             outcomes.append(Outcome(scan.label, message, crash, clock.rows(), clock.hashes))
             if settings.stop_on_first_crash:
                 break
-    return _report(scans, outcomes, settings, run)
+    return outcomes
 
 
-def run_session(scan: Scan, settings: Settings, clock: logs.Clock) -> None:
+def run_session(scan: Scan, settings: Settings, clock: logs.Clock, helper: Executor | None = None) -> None:
     """Stages 1-5 of one session."""
     write.sweep(paths.session_dir(settings.output_dir, scan))
     with clock.stage("inputs"):
         keys = stages.input_keys(scan, settings)
         clock.hashes.update(keys)
     with clock.stage("preparation") as note:
-        prepared_key = stages.preparation(scan, settings, keys, note)
-    names = usable(scan, settings.models or default())
+        prepared_key = stages.preparation(scan, settings, keys, note, helper)
     prepared = cache(partial(stages.read_prepared, scan, settings))  # for all methods; the files are large
-    model_keys = {}
-    for name in names:
-        with clock.stage(f"model {name}") as note:
-            model_keys[name] = stages.model(scan, settings, name, prepared_key, note, prepared)
+    model_keys = run_models(scan, settings, prepared_key, clock, prepared, helper)
     with clock.stage("measures") as note:
         stages.measures(scan, settings, model_keys, prepared_key, note, prepared)
     with clock.stage("output spaces") as note:
         stages.spaces(scan, settings, model_keys, note)
     if settings.clean_workdir:
         stages.clean(scan, settings)
+
+
+def run_models(
+    scan: Scan,
+    settings: Settings,
+    prepared_key: str,
+    clock: logs.Clock,
+    prepared: Callable[[], Prepared],
+    helper: Executor | None,
+) -> dict[str, str]:
+    """Stage 3 of each method: the first ones here, the last ones in the helper, until all are done; their keys."""
+    names = usable(scan, settings.models or default())
+    waiting, keys = deque(names), {}
+
+    def each(take: Callable[[], str]) -> Iterator[str]:
+        with suppress(IndexError):  # the other process has taken the last
+            while True:
+                yield take()
+
+    def apart(second: Executor) -> None:
+        for name in each(waiting.pop):
+            keys[name], row = second.submit(stages.model_apart, scan, settings, name, prepared_key).result()
+            clock.entries.append(row)
+
+    with ThreadPoolExecutor(1) as beside:
+        there = beside.submit(apart, helper) if helper and len(names) > 1 else None
+        try:
+            for name in each(waiting.popleft):
+                with clock.stage(f"model {name}") as note:
+                    keys[name] = stages.model(scan, settings, name, prepared_key, note, prepared)
+        finally:
+            waiting.clear()
+        if there:
+            there.result()
+    return {name: keys[name] for name in names}
 
 
 def usable(scan: Scan, names: Iterable[str]) -> list[str]:

@@ -6,7 +6,7 @@ import importlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from functools import partial
@@ -17,14 +17,13 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from bids_epvs import __version__, explain
+from bids_epvs import __version__, explain, logs
 from bids_epvs.derivatives import columns, paths, write
 from bids_epvs.inputs.load import load_image
 from bids_epvs.inputs.query import find_segmentation
-from bids_epvs.logs import versions
 from bids_epvs.measure import lesions as measure_lesions
 from bids_epvs.measure import ratings, spread
-from bids_epvs.models import MODELS, load, nuclei, parcellation, weights
+from bids_epvs.models import MODELS, load, nuclei, parcellation, slices, weights
 from bids_epvs.models.spec import ModelSpec
 from bids_epvs.prepare.regions import NAMES, REGIONS
 from bids_epvs.prepare.resample import canonical, thickness, to_canonical, to_native, voxel_spacing
@@ -88,13 +87,16 @@ def clean(scan: Scan, settings: Settings) -> None:
     shutil.rmtree(work_dir(scan, settings), ignore_errors=True)
 
 
-def preparation(scan: Scan, settings: Settings, keys: Mapping[str, str], note: dict) -> str:
-    """Stage 2: bias, registration, brain, regions."""
+def preparation(
+    scan: Scan, settings: Settings, keys: Mapping[str, str], note: dict, second_process: Executor | None = None
+) -> str:
+    """Stage 2: bias, registration, brain, regions; `second_process` aligns the other sequences (see `helper`)."""
     content = {"stage": "prepare", "version": __version__, "inputs": keys, "registration": settings.registration}
     segmentation = find_segmentation(scan, settings.derivatives)
     network = settings.regions_from == "network" and not segmentation
     if network:
-        content["network"] = [weights.identity(n.WEIGHTS, settings.weights_of(n.NAME)) for n in (parcellation, nuclei)]
+        used = (parcellation, nuclei, slices)
+        content["network"] = [weights.identity(n.WEIGHTS, settings.weights_of(n.NAME)) for n in used]
     key = write.digest(content)
     files = [*images(scan, settings).values(), *anatomy(scan, settings).values(), transform(scan, settings)]
     if settings.resume and write.is_current(files, key):
@@ -105,16 +107,15 @@ def preparation(scan: Scan, settings: Settings, keys: Mapping[str, str], note: d
 
     loaded = {name: load_image(path) for name, path in scan.files.items()}
     logger.info("%s: computing preparation", scan.label)
-    with _helper(settings, len(loaded)) as helper:
-        result = prepare(
-            {name: item.image for name, item in loaded.items()},
-            work_dir=work_dir(scan, settings),
-            registration=settings.registration,
-            segmentation=nib.load(segmentation) if segmentation else None,
-            segmentation_space="T2w" if segmentation and "space-T2w" in segmentation.name else "T1w",
-            parcellate=_parcellate(settings) if network else None,
-            helper=helper,
-        )
+    result = prepare(
+        {name: item.image for name, item in loaded.items()},
+        work_dir=work_dir(scan, settings),
+        registration=settings.registration,
+        segmentation=nib.load(segmentation) if segmentation else None,
+        segmentation_space="T2w" if segmentation and "space-T2w" in segmentation.name else "T1w",
+        helper=second_process,
+        **(_networks(settings, second_process) if network else {}),
+    )
     notes = [f"{scan.files[n].name}: {text}" for n, item in loaded.items() for text in item.notes] + list(result.notes)
     _write_preparation(scan, settings, result, key, notes, loaded[scan.reference].image)
     if settings.work_dir is None:
@@ -123,27 +124,36 @@ def preparation(scan: Scan, settings: Settings, keys: Mapping[str, str], note: d
 
 
 @contextmanager
-def _helper(settings: Settings, images: int) -> Iterator[Executor | None]:
-    """A second process, where a subject may use two threads and has more than one image; it is getting ready."""
-    if settings.omp_nthreads < 2 or images < 2:
+def helper(settings: Settings, run: logs.Run) -> Iterator[Executor | None]:
+    """A second process for the sessions of a subject, where it may use two threads; results are the same."""
+    if settings.omp_nthreads < 2:
         yield None
         return
     from loky import ProcessPoolExecutor
 
-    with ProcessPoolExecutor(1) as pool:
-        pool.submit(_warm)
+    with ProcessPoolExecutor(1, initializer=logs.configure_worker, initargs=(settings, run)) as pool:
+        pool.submit(importlib.import_module, "bids_epvs.prepare.ants")  # takes long
         yield pool
 
 
-def _warm() -> None:
-    """Import what takes long."""
-    importlib.import_module("bids_epvs.prepare.ants")
+def _networks(settings: Settings, second_process: Executor | None) -> dict[str, Callable[..., Any]]:
+    """What `prepare` needs to find brain and regions with networks."""
 
+    def each() -> list[Any]:
+        return [n.network(settings.weights_of(n.NAME)) for n in (parcellation, nuclei, slices)]
 
-def _parcellate(settings: Settings) -> Callable[..., Any]:
-    """The networks that find brain and regions, as a function of images and pose."""
-    first, second = (n.network(settings.weights_of(n.NAME)) for n in (parcellation, nuclei))
-    return partial(nuclei.predict, first=first, second=second)
+    def parcellate(images_: Sequence[Any], to_template: np.ndarray) -> Any:
+        if second_process:  # it has all that preparation wants of it, and gets ready for the methods
+            second_process.submit(importlib.import_module, "keras")
+        first, second, _ = each()
+        return nuclei.predict(images_, to_template, first=first, second=second)
+
+    def outline(images_: Sequence[Any], prior: np.ndarray) -> Any:
+        return slices.outline(images_, prior, model=each()[2])
+
+    if not second_process:
+        each()  # what is missing is said at once
+    return {"parcellate": parcellate, "outline": outline, "meanwhile": each}
 
 
 def _sources(scan: Scan, settings: Settings, *names: str) -> list[str]:
@@ -157,7 +167,8 @@ def _write_preparation(scan: Scan, settings: Settings, result: Any, key: str, no
 
     files = anatomy(scan, settings)
     reference = _sources(scan, settings, scan.reference)[0]
-    for name, path in images(scan, settings).items():
+
+    def keep(name: str, path: Path) -> None:
         used = _sources(scan, settings, *dict.fromkeys((name, scan.reference)))
         meta: dict[str, Any] = {"Sources": used, "SpatialReference": reference, "SkullStripped": False}
         meta["Description"] = "N4 bias-corrected" + (
@@ -165,6 +176,8 @@ def _write_preparation(scan: Scan, settings: Settings, result: Any, key: str, no
         )
         data = np.asarray(result.images[name].dataobj, dtype=np.float32)
         write.image(path, to_native(data, native), native, meta={**meta, write.KEY: key})
+
+    write.together([partial(keep, *item) for item in images(scan, settings).items()], settings.omp_nthreads)
     target = transform(scan, settings)
     write.atomically(
         target, lambda p: ants.write_world_transform(result.alignment.transform, native, icbm152("T1w"), p)
@@ -285,6 +298,28 @@ def model(
         wanted = [f for f in prediction.findings if not settings.regions or f.region in settings.regions]
         write.table(files["findings"], ratings.from_findings(wanted, name), meta={**columns.SUMMARY, **meta})
     return key
+
+
+def model_apart(
+    scan: Scan, settings: Settings, name: str, prepared_key: str
+) -> tuple[str, tuple[str, float, float, bool]]:
+    """Stage 3 in a process of its own: the key, and the row of `logs.Clock`."""
+    clock = logs.Clock(scan.label)
+    with clock.stage(f"model {name}") as note:
+        key = model(scan, settings, name, prepared_key, note, partial(_kept, scan, settings, prepared_key))
+    return key, clock.rows()[0]
+
+
+_LAST: dict[str, Prepared] = {}
+"""The last session that `_kept` has read, by its key."""
+
+
+def _kept(scan: Scan, settings: Settings, prepared_key: str) -> Prepared:
+    """`read_prepared`, once for all methods of a session."""
+    if prepared_key not in _LAST:
+        _LAST.clear()
+        _LAST[prepared_key] = read_prepared(scan, settings)
+    return _LAST[prepared_key]
 
 
 def _write_maps(files: Mapping[str, Path], made: Prediction, prepared: Prepared, spec: ModelSpec, meta: dict) -> None:
@@ -468,7 +503,7 @@ def report(scans: list[Scan], errors: Mapping[str, str], settings: Settings) -> 
     text = boilerplate.methods(settings)
     known = {
         "stage": "report",
-        "versions": versions(),
+        "versions": logs.versions(),
         "methods": text,
         "errors": dict(errors),
         "scans": [(s.label, s.notes, {n: p.name for n, p in s.files.items()}) for s in scans],
@@ -482,7 +517,7 @@ def report(scans: list[Scan], errors: Mapping[str, str], settings: Settings) -> 
                 logger.info("sub-%s: report found, not made again", scans[0].subject)
                 return False
     views = [view(s, settings, errors.get(s.label, "")) for s in scans]
-    html, pictures = subject.render(views, methods=text, versions=versions(), key=key)
+    html, pictures = subject.render(views, methods=text, versions=logs.versions(), key=key)
     for name, content in pictures.items():
         write.binary(folder / name, content)
     folder.mkdir(parents=True, exist_ok=True)

@@ -43,6 +43,13 @@ def parser() -> argparse.ArgumentParser:
     )
     _common(one, examples=(120, "four images each"), judges=10, steps=4000, batch=(1, "boxes"), rate=3e-3)
     one = which.add_parser(
+        "slices",
+        help="borders of structures in the plane of thick slices",
+        description=f"Simulate images of label maps and train the network that draws the borders of structures in "
+        f"thick slices; the packaged networks parcellation and nuclei look first. {_RESUMES}",
+    )
+    _common(one, examples=(96, "four images each"), judges=10, steps=6000, batch=(4, "slices"), rate=3e-3)
+    one = which.add_parser(
         "unet",
         help="segmentation of EPVS from any of T2w, T1w, FLAIR, SWI",
         description=f"Simulate heads with EPVS and train the segmentation network. {_RESUMES}",
@@ -266,6 +273,11 @@ def parts(model: str) -> tuple[Callable[..., None], Callable[..., None], Weights
         from bids_epvs.train import nuclei
 
         return boxes.generate, nuclei.train, nuclei.nuclei.WEIGHTS
+    if model == "slices":
+        from bids_epvs.synth import slices as planes
+        from bids_epvs.train import slices
+
+        return planes.generate, slices.train, slices.slices.WEIGHTS
     if model in ("cnn", "gpunet"):
         from bids_epvs.synth import counts
         from bids_epvs.train import count

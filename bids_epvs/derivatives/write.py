@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from bids_epvs.errors import OutputError
 
 KEY = "StageKey"
 _TEMPORARY = ".epvs-tmp-"
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def digest(content: Any) -> str:
@@ -64,9 +67,23 @@ def atomically(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
+    with _ONE_AT_A_TIME:  # it can only be read by changing it
+        value = os.umask(0)
+        os.umask(value)
     return value
+
+
+def together(jobs: Iterable[Callable[[], object]], threads: int) -> None:
+    """Do several things that mostly compress or wait for the disk, at most `threads` at a time.
+
+    Raises
+    ------
+    Exception
+        The first error, when all have ended.
+    """
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        for job in [pool.submit(job) for job in jobs]:
+            job.result()
 
 
 def sweep(folder: Path) -> None:

@@ -9,8 +9,9 @@ from keras import layers, ops
 
 
 def convolve(x: Any, filters: int, *, size: int = 3) -> Any:
-    """3-D convolution, instance normalisation, leaky ReLU; channels last."""
-    x = layers.Conv3D(filters, size, padding="same", use_bias=False)(x)
+    """Convolution in 2-D or 3-D, instance normalisation, leaky ReLU; channels last."""
+    layer = layers.Conv3D if len(x.shape) == 5 else layers.Conv2D
+    x = layer(filters, size, padding="same", use_bias=False)(x)
     x = layers.GroupNormalization(groups=-1, epsilon=1e-5)(x)
     return layers.LeakyReLU(0.1)(x)
 
@@ -21,7 +22,7 @@ def unet(x: Any, widths: Sequence[int], *, depth: int = 2) -> Any:
     Parameters
     ----------
     x : KerasTensor
-        (batch, X, Y, Z, channels), sides divisible by ``2 ** (len(widths) - 1)``.
+        (batch, X, Y, Z, channels) or (batch, X, Y, channels), sides divisible by ``2 ** (len(widths) - 1)``.
     widths : sequence of int
         Filters of each level, finest first.
     depth : int
@@ -32,15 +33,18 @@ def unet(x: Any, widths: Sequence[int], *, depth: int = 2) -> Any:
     Ronneberger et al. 2015, doi:10.1007/978-3-319-24574-4_28; instance normalisation as Isensee et al. 2021,
     doi:10.1038/s41592-020-01008-z.
     """
+    solid = len(x.shape) == 5
+    smaller = layers.MaxPooling3D if solid else layers.MaxPooling2D
+    larger = layers.UpSampling3D if solid else layers.UpSampling2D
     skips = []
     for level, filters in enumerate(widths):
         if level:
-            x = layers.MaxPooling3D(2)(x)
+            x = smaller(2)(x)
         for _ in range(depth):
             x = convolve(x, filters)
         skips.append(x)
     for level in range(len(widths) - 2, -1, -1):
-        x = layers.Concatenate()([layers.UpSampling3D(2)(x), skips[level]])
+        x = layers.Concatenate()([larger(2)(x), skips[level]])
         for _ in range(depth):
             x = convolve(x, widths[level])
     return x

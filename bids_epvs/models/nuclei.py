@@ -27,7 +27,7 @@ NAME = "nuclei"
 """Name on the command line (``--weights nuclei=FILE``)."""
 WEIGHTS = Weights(
     file="nuclei.npz",
-    sha256="f23cb88e7a531eb696828f25743bc9f185095c79259f56964d223f997c948b6d",
+    sha256="efc905ae559761cd5ef910c80543bba466e6c59650def0f0badf15c481da54f2",
     licence="Apache-2.0",
     trained_on="simulated images of twelve label maps (see nuclei.json beside the weights)",
 )

@@ -133,15 +133,14 @@ def priors() -> np.ndarray:
     """Probability of each class in a left half from the atlas, float32 (HALF, Y, Z, classes), sums to 1."""
     source = atlas.probabilities()
     data = np.asarray(source.dataobj)
-    table = codes()
-    out = np.zeros((*SHAPE, 2 * RIGHT), np.float32)
-    for k, index in enumerate(ATLAS_LABELS):
-        if table[index]:
-            volume = nib.Nifti1Image(data[..., k].astype(np.float32) / 255, source.affine)
-            out[..., table[index]] += np.asarray(resample(volume, grid()).dataobj)
+    code = codes()[list(ATLAS_LABELS)]
+    near = nib.Nifti1Image(np.broadcast_to(np.uint8(0), (HALF, *SHAPE[1:])), grid().affine)
     half = np.zeros((HALF, *SHAPE[1:], len(CLASSES)), np.float32)
-    half[..., 1:OTHER_SIDE] = out[:HALF, ..., 1:OTHER_SIDE]
-    half[..., OTHER_SIDE] = out[:HALF, ..., RIGHT:].sum(axis=-1)
+    for number in range(1, len(CLASSES)):
+        own = data[..., code >= RIGHT if number == OTHER_SIDE else code == number]
+        if own.shape[-1]:
+            volume = nib.Nifti1Image(own.sum(axis=-1, dtype=np.float32) / 255, source.affine)
+            half[..., number] = np.asarray(resample(volume, near).dataobj)
     half[..., 0] = np.maximum(0, 1 - half[..., 1:].sum(axis=-1))
     return half / half.sum(axis=-1, keepdims=True)
 
@@ -303,24 +302,25 @@ def merged(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
     Where the halves overlap, paired structures come from their own half and midline structures from the mean.
     """
-    shape = (SHAPE[0], *left.shape[1:3])
-    pads = ((0, SHAPE[0] - HALF), (0, 0), (0, 0), (0, 0))
-    halves_ = [np.pad(left, pads), np.pad(right, pads)[::-1]]
-    seen = [np.pad(np.ones((HALF, 1, 1), np.float32), pads[:3])]
-    seen.append(seen[0][::-1])
-    volumes: list[np.ndarray] = []
-    total = (halves_[0][..., 0] + halves_[1][..., 0]) / (seen[0] + seen[1])
-    for k, structure in enumerate(CLASSES[1:OTHER_SIDE], start=1):
-        own = [h[..., k] for h in halves_]
+    labels = outputs()
+    out = np.zeros((SHAPE[0], *left.shape[1:3], len(labels)), np.float32)
+    sides = out[:HALF], out[::-1][:HALF]
+    seen = np.zeros((SHAPE[0], 1, 1), np.float32)
+    seen[:HALF] += 1
+    seen[-HALF:] += 1
+    background = np.zeros(out.shape[:3], np.float32)
+    for half, side, rest in zip((left, right), sides, (background, background[::-1]), strict=True):
+        rest[:HALF] += half[..., 0]
+        for k, structure in enumerate(CLASSES[1:OTHER_SIDE], start=1):
+            index = 2 if structure.name == "WhiteMatterLesion" else structure.labels[0]
+            column = index if structure.midline or half is left else mirrored(index)
+            side[..., labels.index(column)] += half[..., k]
+    for structure in CLASSES[1:OTHER_SIDE]:
         if structure.midline:
-            volumes.append((own[0] + own[1]) / (seen[0] + seen[1]))
-        elif structure.name == "WhiteMatterLesion":
-            volumes[0], volumes[1] = volumes[0] + own[0], volumes[1] + own[1]
-        else:
-            volumes += own
-    out = np.stack(volumes, axis=-1)
-    total = np.maximum(total + out.sum(axis=-1), 1e-6)
-    return (out / total[..., None]).reshape(*shape, -1)
+            out[..., labels.index(structure.labels[0])] /= seen
+    total = np.maximum(background / seen + out.sum(axis=-1), 1e-6)
+    out /= total[..., None]
+    return out
 
 
 def without_islands(probability: np.ndarray, labels: Sequence[int]) -> np.ndarray:

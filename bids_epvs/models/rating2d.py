@@ -85,6 +85,7 @@ def views(
     commissure: int | None,
     *,
     with_haar: bool = True,
+    top: float | None = None,
 ) -> list[View]:
     """The images that the network rates: both hemispheres of each of `chosen_slices`.
 
@@ -101,8 +102,11 @@ def views(
         Slice of the anterior commissure.
     with_haar : bool
         Without, `sharp` is the same as `plain`.
+    top : float, optional
+        Intensity that becomes 1; by default the brightest of the brain.
     """
-    top = float(np.percentile(image[brain], 99.9)) if brain.any() else 1.0
+    if top is None:
+        top = float(np.percentile(image[brain], 99.9)) if brain.any() else 1.0
     out = []
     for index in chosen_slices(regions, spacing, commissure):
         for side in SIDES:

@@ -7,7 +7,7 @@ whatever the source of the labels: this module, a segmentation given with ``-d``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,8 @@ LAKES, SOLID = (FLUID, 3, 42), (2, 41, 10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 2
 SURE = 0.7
 """Probability of white matter and nuclei by the network that intensities cannot overrule; chosen on sub-03 of
 ``make demo``, where EPVS voxels inside regions rose from 0.60 to 0.69 (``benchmarks/coverage.py``)."""
+COMPACT, STRAY = (10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 17, 53, 18, 54), 0.1
+"""Structures in one piece; share of the largest piece below which another one is no part of it."""
 LAKE_MM3, LAKE_MM2, ENCLOSED = 500.0, 40.0, 0.6
 _INDICES = np.array(list(ATLAS_LABELS), np.int16)
 _IN_SKULL = np.array([e.brain for e in ATLAS_LABELS.values()])
@@ -373,6 +375,34 @@ def without_lakes(labels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     return out
 
 
+def without_strays(labels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """Labels without small pieces of `COMPACT` structures away from the rest; the nearest other label takes them.
+
+    Parameters
+    ----------
+    labels : ndarray of int16
+        (X, Y, Z).
+    spacing : sequence of float
+        mm.
+    """
+    out = labels.copy()
+    for index in COMPACT:
+        pieces, n = ndimage.label(labels == index, np.ones((3, 3, 3)))
+        if n < 2:
+            continue
+        sizes = np.bincount(pieces.ravel())[1:]
+        boxes = ndimage.find_objects(pieces)
+        for number in np.flatnonzero(sizes < STRAY * sizes.max()):
+            box = tuple(slice(max(0, b.start - 2), b.stop + 2) for b in boxes[number])
+            own = labels[box] == index
+            if own.all():
+                continue
+            near = ndimage.distance_transform_edt(own, sampling=spacing, return_distances=False, return_indices=True)
+            piece = pieces[box] == number + 1
+            out[box][piece] = labels[box][tuple(near)][piece]
+    return out
+
+
 def from_atlas(images: Sequence[Nifti1Image], alignment: Alignment) -> Anatomy:
     """Labels and brain mask of a scan from the aligned atlas and the intensities of its sequences.
 
@@ -431,7 +461,22 @@ def _sharpened(
     grid = coarse[0]
     spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
     labels = label_map(prior, tissue_posteriors(coarse, mask, prior), mask, spacing, kept=kept)
-    labels = without_lakes(kept_solid(labels, prior, mask, sure), spacing)
+    return _finished(full, grid, labels, prior, mask, inside, sure=sure)
+
+
+def _finished(
+    full: Nifti1Image,
+    grid: Nifti1Image,
+    labels: np.ndarray,
+    prior: np.ndarray,
+    mask: np.ndarray,
+    inside: np.ndarray,
+    *,
+    sure: float,
+) -> Anatomy:
+    """Labels on the work grid without lakes and strays, brought to the full grid; arguments as of `_sharpened`."""
+    spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
+    labels = without_strays(without_lakes(kept_solid(labels, prior, mask, sure), spacing), spacing)
     smooth = nib.Nifti1Image(inside, grid.affine)
     brain = np.asarray(resample(smooth, full, antialias=False).dataobj) > 0.5
     fine = upsample_labels(labels, grid, full)
@@ -465,19 +510,23 @@ def within_skull(parcels: Parcels, warp: Transform) -> Parcels:
     return Parcels(nib.Nifti1Image(out, parcels.probability.affine), parcels.labels)
 
 
-def from_parcels(images: Sequence[Nifti1Image], parcels: Parcels, to_template: np.ndarray) -> Anatomy:
-    """Labels and brain mask from probabilities on a coarse grid, sharpened by the intensities of the scan.
+def placed(parcels: Parcels, to_template: np.ndarray, grid: Nifti1Image) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of structures on a grid of the scan, interpolated all together (trilinear).
 
     Parameters
     ----------
-    images : sequence of Nifti1Image
-        T2w first, then T1w where present; one grid, canonical frame, bias-corrected.
     parcels : Parcels
     to_template : ndarray
         4 x 4, millimetres of the scan to those of `parcels`.
+    grid : Nifti1Image
+
+    Returns
+    -------
+    prior : ndarray of float32
+        (X, Y, Z, ATLAS_LABELS).
+    inside : ndarray of float32
+        Probability of any structure, (X, Y, Z).
     """
-    full = images[0]
-    grid = work_grid(full)
     prior = np.zeros((*grid.shape[:3], len(ATLAS_LABELS)), np.float32)
     data = np.asarray(parcels.probability.dataobj)
     matrix = np.linalg.inv(parcels.probability.affine) @ to_template @ grid.affine
@@ -488,11 +537,43 @@ def from_parcels(images: Sequence[Nifti1Image], parcels: Parcels, to_template: n
     i, j, k = wanted[held].T
     columns = [list(ATLAS_LABELS).index(index) for index in parcels.labels]
     prior[i[:, None], j[:, None], k[:, None], columns] = _gathered(data, points[held])
+    return prior, inside
+
+
+Outline = Callable[[Sequence[Nifti1Image], np.ndarray], "np.ndarray | None"]
+"""A network that knows the grid of the scan: images and `placed` probabilities there, to better ones, or to None where
+it has nothing to say."""
+
+
+def from_parcels(
+    images: Sequence[Nifti1Image], parcels: Parcels, to_template: np.ndarray, *, outline: Outline | None = None
+) -> Anatomy:
+    """Labels and brain mask from probabilities on a coarse grid, sharpened by the intensities of the scan.
+
+    Parameters
+    ----------
+    images : sequence of Nifti1Image
+        T2w first, then T1w where present; one grid, canonical frame, bias-corrected.
+    parcels : Parcels
+    to_template : ndarray
+        4 x 4, millimetres of the scan to those of `parcels`.
+    outline : callable, optional
+        A network that sharpens; where it says nothing expectation maximisation does.
+    """
+    full = images[0]
+    grid = work_grid(full)
     spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
+    prior, inside = placed(parcels, to_template, grid)
+    coarse = [resample(image, grid) for image in images]
+    better = outline(coarse, prior) if outline else None
+    if better is not None:
+        inside = better.sum(axis=-1)
     mask = brain_mask(inside, spacing)
     border = np.where(mask, np.maximum(inside, 0.51), np.minimum(inside, 0.49))
-    coarse = [resample(image, grid) for image in images]
-    return _sharpened(full, coarse, prior, mask, border, sure=SURE, kept=KEPT)
+    if better is None:
+        return _sharpened(full, coarse, prior, mask, border, sure=SURE, kept=KEPT)
+    labels = np.where(mask, _INDICES[np.argmax(better, axis=-1)], 0)
+    return _finished(full, grid, labels, better, mask, border, sure=SURE)
 
 
 def from_segmentation(segmentation: Nifti1Image, t2w: Nifti1Image, transform: Transform | None) -> Anatomy:

@@ -87,7 +87,9 @@ def prepare(
     segmentation: Nifti1Image | None = None,
     segmentation_space: str = "T2w",
     parcellate: Parcellate | None = None,
+    outline: brain.Outline | None = None,
     helper: Executor | None = None,
+    meanwhile: Callable[[], object] | None = None,
 ) -> Result:
     """Bias-correct, align, find brain, regions and fluid.
 
@@ -105,21 +107,36 @@ def prepare(
     parcellate : callable, optional
         A network: images on the reference's grid and the affine to the template, to `brain.Parcels`; it replaces the
         atlas.
+    outline : callable, optional
+        With `parcellate`: a network that sharpens its answer on the grid of the scan; see `brain.from_parcels`.
     helper : Executor, optional
         One other process, which aligns the other sequences meanwhile; results are the same.
+    meanwhile : callable, optional
+        With `helper`: what to do while it corrects the reference, such as loading networks.
     """
     reference = reference_of(images)
     native = images[reference]
     base = canonical(native)
     logger.info("preparation 1: bias field at %g mm", bias.COARSE_MM)
     others = [name for name in images if name != reference]
+    corrected = helper.submit(_correct, _put(work_dir / "reference.npz", base)) if helper else None
     kept = {n: _put(work_dir / n / "image.npz", in_frame(images[n], native)) for n in others}
-    even = {n: _begun(helper, _correct, kept[n]) for n in others}
-    base, variation = bias.correct(base)
+    needed = [n for n in dict.fromkeys((reference, "T2w", "T1w")) if n in images]
+    even = {n: _begun(helper, _correct, kept[n]) for n in needed if n != reference}
+    if corrected:
+        if meanwhile:
+            meanwhile()
+        variation, base = corrected.result(), _got(work_dir / "reference.npz")
+    else:
+        base, variation = bias.correct(base)
+        _put(work_dir / "reference.npz", base)
     if others:
         logger.info("preparation 2: %s to %s (rigid)", " and ".join(others), reference)
-        _put(work_dir / "reference.npz", base)
-    coming = {n: _begun(helper, _align, kept[n], work_dir / "reference.npz") for n in others}
+    coming = {}
+    for name in sorted(others, key=lambda n: n not in needed):  # those first that the networks wait for
+        if name not in even:
+            even[name] = _begun(helper, _correct, kept[name])
+        coming[name] = _begun(helper, _align, kept[name], work_dir / "reference.npz")
     kind = "affine" if parcellate else registration
     logger.info("preparation 3: template to %s (%s)", reference, kind)
     alignment = register.template_to(base, kind=kind, work_dir=work_dir / "template")
@@ -133,7 +150,6 @@ def prepare(
             transforms[name] = coming.pop(name).result()
             aligned[name] = _got(kept[name])
 
-    needed = [n for n in dict.fromkeys((reference, "T2w", "T1w")) if n in images]
     arrive([n for n in needed if n != reference])
     contrasts = [aligned[n] for n in needed]
     if parcellate:
@@ -144,7 +160,7 @@ def prepare(
             warp = register.structures_onto_atlas(looks, work_dir=work_dir / "structures")
             alignment, parcels = register.deformed(alignment, warp), brain.within_skull(parcels, warp)
     if segmentation is None and parcellate:
-        anatomy = brain.from_parcels(contrasts, parcels, alignment.to_template)
+        anatomy = brain.from_parcels(contrasts, parcels, alignment.to_template, outline=outline)
     elif segmentation is None:
         anatomy = brain.from_atlas(contrasts, alignment)
     else:
@@ -193,9 +209,11 @@ def _got(path: Path) -> Nifti1Image:
         return nib.Nifti1Image(stored["data"], stored["affine"])
 
 
-def _correct(path: Path) -> None:
-    """`bias.correct` of a kept image, in its place."""
-    _put(path, bias.correct(_got(path))[0])
+def _correct(path: Path) -> float:
+    """`bias.correct` of a kept image, in its place; how much the field varies."""
+    image, variation = bias.correct(_got(path))
+    _put(path, image)
+    return variation
 
 
 def _align(path: Path, reference: Path) -> Transform:

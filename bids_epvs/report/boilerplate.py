@@ -46,8 +46,10 @@ def methods(settings: Settings) -> str:
     if settings.regions_from == "network":
         anatomy = (
             f"Brain, tissues and regions were found by a 3-D U-Net on a 2 mm grid, trained on simulated contrasts of "
-            f"label maps of real people (after Billot et al.), in the pose of ICBM152 2009a symmetric (ANTs, {warp}); "
-            f"their borders were sharpened by expectation maximisation with its probabilities as prior. "
+            f"label maps of real people (after Billot et al.), in the pose of ICBM152 2009a symmetric (ANTs, {warp}), "
+            f"and by a second one at 1 mm in the deep grey matter; their borders were sharpened in the plane of the "
+            f"slices by a 2-D U-Net where slices lie 2 mm or more apart, otherwise by expectation maximisation with "
+            f"these probabilities as prior. "
         )
     else:
         anatomy = (

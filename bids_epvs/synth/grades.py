@@ -67,9 +67,10 @@ def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``plain``, ``sharp``, ``inside`` (uint8, images of `rating2d.views`; 255 = 1.5, 1.5 and 1) and ``counts``
-        (int16, visible EPVS in each), ``box`` (uint8, `resnet152.volume`), ``basal`` and ``epvs`` (bool, on its
-        grid), ``fullest`` (visible EPVS in the fullest slice of a hemisphere), ``spacing``.
+        ``plain``, ``sharp``, ``inside`` and ``marks`` (uint8, images of `rating2d.views` and the share of EPVS in
+        them; 255 = 1.5, 1.5, 1 and 1) and ``counts`` (int16, visible EPVS in each), ``box`` (uint8,
+        `resnet152.volume`), ``basal`` and ``epvs`` (bool, on its grid), ``fullest`` (visible EPVS in the fullest slice
+        of a hemisphere), ``spacing``.
     """
     shot = volumes.t2w(rng, made, kind)
     image, regions, spacing = np.maximum(shot.image, 0), shot.regions, shot.protocol.spacing
@@ -86,10 +87,12 @@ def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
     if found is None or not seen:
         raise ValueError("no basal ganglia in a scene made around them")
     box, where = found
+    marks = rating2d.views(share, shot.brain, regions, spacing, commissure, with_haar=False, top=1.0)
     return {
         "plain": np.stack([_bytes(v.plain, 1.5) for v in seen]),
         "sharp": np.stack([_bytes(v.sharp, 1.5) for v in seen]),
         "inside": np.stack([_bytes(v.inside, 1.0) for v in seen]),
+        "marks": np.stack([_bytes(v.plain, 1.0) for v in marks]),
         "counts": np.array([shown[v.side][v.slice] for v in seen], np.int16),
         "box": _bytes(box, 1.0),
         "basal": where.cut(np.isin(regions, SIDES)) >= 0.5,

@@ -22,7 +22,7 @@ def example(rng: np.random.Generator, head: Anatomy) -> dict[str, Any]:
     ``NAME`` is uint8 (127.5 = the top of the brain) on both boxes at 1 mm, ``NAME_fit`` float32 (2, tissues) mean and
     variance, ``NAME_known`` uint8 (255 = 1) at 2 mm; ``codes`` are class numbers (uint8) at 1 mm.
     """
-    images, pose, codes = parcels.acquired(rng, head)
+    images, pose, labels = parcels.acquired(rng, head)
     out: dict[str, Any] = {}
     for name, image in images.items():
         values = parcellation.on_grid(image, pose, parcellation.grid())
@@ -33,7 +33,7 @@ def example(rng: np.random.Generator, head: Anatomy) -> dict[str, Any]:
         out[f"{name}_fit"] = np.stack(fit[1:]).astype(np.float32)
         out[f"{name}_known"] = np.rint(sides[(slice(None), *nuclei.BOX)] * 255).astype(np.uint8)
     fine = tuple(slice(nuclei.FINE * s.start, nuclei.FINE * s.stop) for s in nuclei.BOX)
-    return {**out, "codes": parcellation.half_codes(codes)[(slice(None), *fine)]}
+    return {**out, "codes": parcellation.half_codes(parcels.codes(labels, pose))[(slice(None), *fine)]}
 
 
 generate = partial(parcels.generate, make=example)

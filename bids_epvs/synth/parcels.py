@@ -105,6 +105,9 @@ def draw_protocol(rng: np.random.Generator) -> tuple[Protocol, int]:
     )
 
 
+DrawProtocol = Callable[[np.random.Generator], tuple[Protocol, int]]
+
+
 def crop_head(rng: np.random.Generator, head: Anatomy) -> np.ndarray:
     """The labels that are imaged: without skull, without face, or cut at the neck or the vertex, now and then."""
     labels = head.labels
@@ -136,10 +139,15 @@ def _in_skull() -> np.ndarray:
 
 
 def imaged(
-    rng: np.random.Generator, head: Anatomy, look: Look, labels: np.ndarray, filled: np.ndarray
+    rng: np.random.Generator,
+    head: Anatomy,
+    look: Look,
+    labels: np.ndarray,
+    filled: np.ndarray,
+    draw: DrawProtocol = draw_protocol,
 ) -> nib.Nifti1Image:
     """One acquisition of the head, float32, in the head's millimetres, its field of view cut now and then."""
-    protocol, axis = draw_protocol(rng)
+    protocol, axis = draw(rng)
     order = [a for a in range(3) if a != axis] + [axis]
     turned = np.ascontiguousarray(np.transpose(labels, order))
     fine = look.table[turned]
@@ -160,40 +168,46 @@ def imaged(
     return nib.Nifti1Image(out[:, :, first:last], back @ affine)
 
 
-def acquired(rng: np.random.Generator, head: Anatomy) -> tuple[dict[str, nib.Nifti1Image], np.ndarray, np.ndarray]:
-    """A new deformation of a head: an image of each of `parcellation.CONTRASTS`, their inexact pose, and its codes.
+def acquired(
+    rng: np.random.Generator, head: Anatomy, draw: DrawProtocol = draw_protocol
+) -> tuple[dict[str, nib.Nifti1Image], np.ndarray, nib.Nifti1Image]:
+    """A new deformation of a head: an image of each of `parcellation.CONTRASTS`, their inexact pose, and its labels.
 
     Returns
     -------
     images : dict
     pose : ndarray
         4 x 4, millimetres of the images to (about) those of the template.
-    codes : ndarray of uint8
-        See `parcellation.codes`, at half the voxel size of the network, so that targets are shares of a voxel.
+    labels : Nifti1Image
+        FreeSurfer indices at `SPACING_MM`, in the millimetres of the images; lacunes are lesions.
     """
     made, filled = draw_head(rng, head)
     pose = pose_error(rng) @ made.to_template
     images = {}
     for name in parcellation.CONTRASTS:
         labels = crop_head(rng, made)
-        images[name] = imaged(rng, made, draw_look(rng, name), labels, filled)
+        images[name] = imaged(rng, made, draw_look(rng, name), labels, filled, draw)
+    plain = made.labels.copy()
+    plain[plain == anatomy.FLOW_VOID] = 24
+    plain[np.isin(plain, (anatomy.LACUNE, anatomy.LACUNE_RIM))] = 25
+    return images, pose, nib.Nifti1Image(plain, made.affine)
+
+
+def codes(labels: nib.Nifti1Image, pose: np.ndarray) -> np.ndarray:
+    """`parcellation.codes` of a head at half the voxel size of the network, as targets are shares of a voxel."""
     target = parcellation.grid()
     fine = target.affine @ np.diag([0.5, 0.5, 0.5, 1.0])
     fine[:3, 3] = target.affine[:3, 3] - parcellation.SPACING_MM / 4
     shape = tuple(2 * n for n in parcellation.SHAPE)
     there = nib.Nifti1Image(np.broadcast_to(np.uint8(0), shape), np.linalg.inv(pose) @ fine)
-    plain = made.labels.copy()
-    plain[plain == anatomy.FLOW_VOID] = 24
-    plain[np.isin(plain, (anatomy.LACUNE, anatomy.LACUNE_RIM))] = 25
-    stored = np.asarray(resample(nib.Nifti1Image(plain, made.affine), there, order=0).dataobj)
-    return images, pose, parcellation.codes()[stored]
+    return parcellation.codes()[np.asarray(resample(labels, there, order=0).dataobj)]
 
 
 def example(rng: np.random.Generator, head: Anatomy) -> dict[str, Any]:
-    """Evidence (uint8, 255 = 1) of an image of each of `parcellation.CONTRASTS`; ``codes`` (uint8), see `acquired`."""
-    images, pose, codes = acquired(rng, head)
+    """Evidence (uint8, 255 = 1) of an image of each of `parcellation.CONTRASTS`; ``codes`` (uint8), see `codes`."""
+    images, pose, labels = acquired(rng, head)
     seen = {n: np.rint(parcellation.evidence(i, pose) * 255).astype(np.uint8) for n, i in images.items()}
-    return {**seen, "codes": codes}
+    return {**seen, "codes": codes(labels, pose)}
 
 
 @cache

@@ -13,7 +13,7 @@ def soft_cross_entropy_and_dice(target: Any, logits: Any) -> Any:
     Parameters
     ----------
     target : tensor
-        (batch, X, Y, Z, classes): share of each class, sums to 1.
+        (batch, X, Y, Z, classes) or (batch, X, Y, classes): share of each class, sums to 1.
     logits : tensor
         The same shape.
 
@@ -31,7 +31,7 @@ def soft_cross_entropy_and_dice(target: Any, logits: Any) -> Any:
     entropy = -ops.mean(ops.sum(target * log, axis=-1))
     likely = ops.exp(log)[..., 1:]
     target = target[..., 1:]
-    axes = (0, 1, 2, 3)
+    axes = tuple(range(len(target.shape) - 1))
     overlap = ops.sum(likely * target, axis=axes)
     total = ops.sum(likely * likely, axis=axes) + ops.sum(target * target, axis=axes)
     there = ops.cast(ops.sum(target, axis=axes) > 1.0, logits.dtype)

@@ -1,4 +1,6 @@
 import hashlib
+import os
+from functools import partial
 
 import nibabel as nib
 import numpy as np
@@ -77,3 +79,27 @@ def test_leftovers_are_swept(tmp_path):
     (tmp_path / "keep").write_text("x")
     write.sweep(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["keep"]
+
+
+def test_several_things_at_a_time_and_their_first_error(tmp_path):
+    done = []
+
+    def fail():
+        raise ValueError("no")
+
+    write.together([partial(done.append, k) for k in range(5)], 2)
+    assert sorted(done) == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="no"):
+        write.together([fail, partial(done.append, 5)], 2)
+    assert 5 in done, "the others are finished all the same"
+
+
+def test_files_written_at_the_same_time_have_the_usual_permissions(tmp_path):
+    before = os.umask(0o027)
+    try:
+        jobs = [partial(write.text, tmp_path / f"{k}.txt", "a") for k in range(40)]
+        write.together(jobs, 8)
+        assert {oct(p.stat().st_mode & 0o777) for p in tmp_path.iterdir()} == {"0o640"}
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)

@@ -140,3 +140,17 @@ def test_what_is_surely_white_matter_stays_white_matter():
     mask = np.array([True, True, True, False])[:, None, None]
     assert brain.kept_solid(labels, prior, mask, 0.7).ravel().tolist() == [2, 2, 24, 24]
     assert brain.kept_solid(labels, prior, mask, np.inf).ravel().tolist() == [24] * 4
+
+
+def test_a_small_piece_far_from_its_structure_takes_the_label_around_it():
+    labels = np.full((30, 30, 10), 2, np.int16)
+    labels[5:15, 5:15, 2:8] = 12
+    labels[22:24, 22:24, 4] = 12
+    labels[24:, :, :] = 3
+    labels[20:26, 2:4, 2:8] = 13
+    out = brain.without_strays(labels, (1, 1, 4))
+    assert (out[22:24, 22:24, 4] == 3).sum() + (out[22:24, 22:24, 4] == 2).sum() == 4
+    assert np.array_equal(out == 13, labels == 13)
+    same = np.ones(labels.shape, bool)
+    same[22:24, 22:24, 4] = False
+    assert np.array_equal(out[same], labels[same])

@@ -1,0 +1,244 @@
+"""A last look at scans of thick slices: a 2-D U-Net draws the borders of structures in the plane of the slices.
+
+`models.parcellation` and `models.nuclei` know a head on a grid of 2 mm in the pose of the template; a slice of 4 mm
+with pixels of 0.5 mm shows more within its plane and less across it. This network sees each slice as it was acquired
+(pixels of 1 mm), its neighbours and what is known so far, whose logarithm it corrects. It does not know left from
+right: the side of a structure is the one it had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.nifti1 import Nifti1Image
+
+from bids_epvs.models import parcellation, weights
+from bids_epvs.models.spec import Weights
+from bids_epvs.prepare.labels import ATLAS_LABELS
+from bids_epvs.prepare.resample import bounding_box
+
+if TYPE_CHECKING:
+    import keras
+
+NAME = "slices"
+"""Name on the command line (``--weights slices=FILE``)."""
+WEIGHTS = Weights(
+    file="slices.npz",
+    sha256="525e55918615dcdf0cfc1c130208eae037be5e61f3a92102a90b9b6566cadc7f",
+    licence="Apache-2.0",
+    trained_on="simulated images of twelve label maps (see slices.json beside the weights)",
+)
+CLASSES = parcellation.NAMES[: parcellation.OTHER_SIDE]
+"""What the network tells apart, sides together."""
+CHANNELS = parcellation.CHANNELS + 3
+"""Evidence of a slice, intensities of the slices below and above, and their distance."""
+THICK_MM = 2.0
+"""Least distance of slices for which there is this look."""
+WIDTHS = (16, 32, 64, 96)
+MARGIN = 6
+"""Pixels around what may be brain."""
+_FLOOR = 0.01
+"""Least probability of what is known, so that it can be overruled."""
+_UNSURE = 0.02
+"""How much the side of all structures at a place counts where the structure itself was not expected."""
+
+
+def across(grid: Nifti1Image) -> int:
+    """The axis across the slices: the one with the largest voxels."""
+    sizes = np.round(voxel_sizes(grid.affine), 2)
+    return int(max((2, 1, 0), key=lambda axis: sizes[axis]))
+
+
+def thick(grid: Nifti1Image) -> bool:
+    """Whether the slices of a grid lie far enough apart for this look."""
+    return bool(voxel_sizes(grid.affine)[across(grid)] >= THICK_MM)
+
+
+@cache
+def columns() -> tuple[np.ndarray, np.ndarray]:
+    """Class and side (0 none, 1 left, 2 right) of each of `ATLAS_LABELS`."""
+    code = parcellation.codes()[list(ATLAS_LABELS)].astype(int)
+    paired = np.array([not c.midline for c in parcellation.CLASSES])
+    number = code % parcellation.RIGHT
+    return number, np.where(paired[number], 1 + code // parcellation.RIGHT, 0)
+
+
+def known_classes(prior: np.ndarray) -> np.ndarray:
+    """Probability of each of `CLASSES` from that of each of `ATLAS_LABELS` on the last axis; sums to 1, float32."""
+    number, _ = columns()
+    out = np.zeros((*prior.shape[:-1], len(CLASSES)), np.float32)
+    for k in np.unique(number[number > 0]):
+        out[..., k] = prior[..., number == k].sum(axis=-1)
+    out[..., 0] = np.maximum(0, 1 - out[..., 1:].sum(axis=-1))
+    return out / out.sum(axis=-1, keepdims=True)
+
+
+def sided(found: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """Probability of each of `ATLAS_LABELS`: classes (..., CLASSES) divided between sides as in `prior`; float32.
+
+    Lesions are white matter.
+    """
+    number, side = columns()
+    found = found.copy()
+    lesion, white = CLASSES.index("WhiteMatterLesion"), CLASSES.index("CerebralWhiteMatter")
+    found[..., white] += found[..., lesion]
+    found[..., lesion] = 0
+    left, right = (prior[..., side == s].sum(axis=-1) for s in (1, 2))
+    lean = (left + 1e-6) / (left + right + 2e-6)
+    out = np.zeros(prior.shape, np.float32)
+    for k, index in enumerate(ATLAS_LABELS):
+        structure = parcellation.CLASSES[number[k]]
+        if number[k] == 0 or index not in parcellation.outputs():
+            continue
+        if structure.midline:
+            out[..., k] = found[..., number[k]]
+            continue
+        own = lean if side[k] == 1 else 1 - lean
+        both = prior[..., number == number[k]].sum(axis=-1)
+        share = (prior[..., (number == number[k]) & (side == side[k])].sum(axis=-1) + _UNSURE * own) / (both + _UNSURE)
+        out[..., k] = found[..., number[k]] * share
+    return out
+
+
+def fitted(values: np.ndarray, known: np.ndarray) -> parcellation.Fit:
+    """Intensities of the tissues of an image, by what is known at each voxel (..., CLASSES)."""
+    names = parcellation.TISSUES.values()
+    shares = np.stack([known[..., [CLASSES.index(n) for n in own]].sum(axis=-1) for own in names], axis=-1)
+    inside = (shares.sum(axis=-1) > 0.7) & (values > 0)
+    seen, shares = values[inside], np.maximum(shares[inside], 1e-3)
+    step = max(1, len(seen) // 60_000)
+    seen, shares = seen[::step], shares[::step] / shares[::step].sum(axis=1, keepdims=True)
+    top = max(float(np.percentile(seen, 99)) if seen.size else 1.0, 1e-6)
+    return parcellation.Fit(top, *parcellation.levels(np.clip(seen / top, 0, 2), shares))
+
+
+def evidence(values: np.ndarray, fit: parcellation.Fit, distance: float, slices: Sequence[int]) -> np.ndarray:
+    """What the network sees of some slices, float32 (slices, X, Y, CHANNELS).
+
+    Parameters
+    ----------
+    values : ndarray
+        (X, Y, Z), slices last.
+    fit : Fit
+    distance : float
+        Of two slices, mm.
+    slices : sequence of int
+        Beyond the first and the last there is nothing (0).
+    """
+    x, y, z = values.shape
+    at = np.asarray(slices)
+    out = np.zeros((len(at), x, y, CHANNELS), np.float32)
+    out[..., : parcellation.CHANNELS] = parcellation.likened(np.moveaxis(values[:, :, at], 2, 0), fit)
+    for k, step in enumerate((-1, 1)):
+        near = at + step
+        there = (near >= 0) & (near < z)
+        scaled = np.clip(values[:, :, near[there]] / fit.top, 0, 2) / 2
+        out[there, :, :, parcellation.CHANNELS + k] = np.moveaxis(scaled, 2, 0)
+    out[..., -1] = distance / 8
+    return out
+
+
+def build(widths: tuple[int, ...] = WIDTHS) -> keras.Model:
+    """The network: evidence and what is known, (batch, X, Y, ...), to logits; untrained it changes nothing.
+
+    Parameters
+    ----------
+    widths : tuple of int
+        Filters of each level, finest first; X and Y must be divisible by ``2 ** (len(widths) - 1)``.
+    """
+    import keras
+    from keras import layers, ops
+
+    from bids_epvs.models import blocks
+
+    seen = keras.Input((None, None, CHANNELS), name="evidence")
+    known = keras.Input((None, None, len(CLASSES)), name="known")
+    x = blocks.unet(layers.Concatenate()([seen, known]), widths)
+    change = layers.Conv2D(len(CLASSES), 1, kernel_initializer="zeros")(x)
+    return keras.Model([seen, known], ops.log(known + _FLOOR) + change, name=NAME)
+
+
+@cache
+def network(file: Path | None = None) -> keras.Model:
+    """The network with its packaged weights, or others; see `weights.restored`."""
+    what = "the network that draws borders in the plane of the slices"
+    return weights.restored(build, WEIGHTS, file, what=what, instead="use --regions-from atlas")[0]
+
+
+def window(prior: np.ndarray, multiple: int) -> tuple[slice, slice, slice]:
+    """The slices and pixels of (X, Y, Z, labels), slices last, that may hold brain; sides are a multiple if they can.
+
+    Parameters
+    ----------
+    prior : ndarray
+    multiple : int
+        Of pixels along X and Y.
+    """
+    box = list(bounding_box(prior.sum(axis=-1) > 0.05, (MARGIN, MARGIN, 0)))
+    for axis in (0, 1):
+        want = -(-(box[axis].stop - box[axis].start) // multiple) * multiple
+        start = max(0, min(box[axis].start, prior.shape[axis] - want))
+        box[axis] = slice(start, min(start + want, prior.shape[axis]))
+    return box[0], box[1], box[2]
+
+
+def padded(volume: np.ndarray, multiple: int) -> np.ndarray:
+    """(slices, X, Y, channels) with X and Y a multiple, 0 at the ends."""
+    rests = [-n % multiple for n in volume.shape[1:3]]
+    return np.pad(volume, ((0, 0), *((0, n) for n in rests), (0, 0)))
+
+
+def refined(image: Nifti1Image, prior: np.ndarray, *, model: keras.Model | None = None, batch: int = 4) -> np.ndarray:
+    """Probability of each structure, slice by slice.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        Bias-corrected, any orientation of slices.
+    prior : ndarray
+        (X, Y, Z, ATLAS_LABELS) on its grid; what is missing to 1 is background.
+    model : keras.Model, optional
+        By default the packaged one.
+    batch : int
+        Slices predicted at a time.
+
+    Returns
+    -------
+    ndarray of float32
+        As `prior`; 0 outside its bounding box.
+    """
+    model = model or network()
+    axis = across(image)
+    distance = float(voxel_sizes(image.affine)[axis])
+    turned = np.moveaxis(prior, axis, 2)
+    values = np.moveaxis(np.asarray(image.dataobj, np.float32), axis, 2)
+    multiple = 2 ** (len([x for x in model.layers if x.name.startswith("max_pooling")]))
+    box = window(turned, multiple)
+    near, seen = turned[box], values[box]
+    known = known_classes(near)
+    fit = fitted(seen, known)
+    x, y, z = seen.shape
+    found = np.empty((z, x, y, len(CLASSES)), np.float32)
+    for start in range(0, z, batch):
+        at = range(start, min(start + batch, z))
+        given = evidence(seen, fit, distance, at), np.moveaxis(known[:, :, at], 2, 0)
+        made = model.predict_on_batch([padded(g, multiple) for g in given])
+        found[start : start + len(at)] = parcellation.softmax(np.asarray(made)[:, :x, :y])
+    out = np.zeros(turned.shape, np.float32)
+    out[box] = sided(np.moveaxis(found, 0, 2), near)
+    return np.ascontiguousarray(np.moveaxis(out, 2, axis))
+
+
+def outline(images: Sequence[Nifti1Image], prior: np.ndarray, *, model: keras.Model | None = None) -> np.ndarray | None:
+    """Mean of `refined` over the images of a head on one grid; None where slices are thin."""
+    if not thick(images[0]):
+        return None
+    total = refined(images[0], prior, model=model)
+    for image in images[1:]:
+        total += refined(image, prior, model=model)
+    return total / np.float32(len(images))

@@ -1,0 +1,81 @@
+"""How the methods of a session are divided between two processes."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from bids_epvs import logs, pipeline, stages
+from bids_epvs.errors import UsageError
+from bids_epvs.records import Scan
+from bids_epvs.settings import Settings
+
+NAMES = ("unet", "gpunet", "cnn", "frangi")
+
+
+@pytest.fixture
+def divided(tmp_path, monkeypatch):
+    """`run_models` with methods that only say where they ran; the first here waits until one was done elsewhere."""
+    scan = Scan("01", None, {"T2w": Path("a.nii.gz")})
+    settings = Settings(output_dir=tmp_path, models=NAMES)
+    ran, elsewhere = {}, threading.Event()
+
+    def here(_scan, _settings, name, key, note, read):
+        assert elsewhere.wait(10)
+        ran[name] = "here"
+        return f"{key}-{name}"
+
+    def apart(_scan, _settings, name, key):
+        ran[name] = "apart"
+        elsewhere.set()
+        if name in broken:
+            raise ValueError(name)
+        return f"{key}-{name}", (f"model {name}", 1.0, 2.0, False)
+
+    broken = set()
+    monkeypatch.setattr(stages, "model", here)
+    monkeypatch.setattr(stages, "model_apart", apart)
+
+    def go(helper):
+        if helper is None:
+            elsewhere.set()
+        clock = logs.Clock()
+        return pipeline.run_models(scan, settings, "k", clock, lambda: None, helper), clock.rows(), ran
+
+    go.broken = broken
+    return go
+
+
+def test_two_processes_share_the_methods_and_keys_keep_their_order(divided):
+    with ThreadPoolExecutor(1) as helper:
+        keys, rows, ran = divided(helper)
+    assert list(keys.items()) == [(n, f"k-{n}") for n in NAMES]
+    assert ran["unet"] == "here"
+    assert ran["frangi"] == "apart"
+    assert sorted(r[0] for r in rows) == sorted(f"model {n}" for n in NAMES)
+
+
+def test_one_process_does_all(divided):
+    keys, rows, ran = divided(None)
+    assert list(keys) == list(NAMES)
+    assert [r[0] for r in rows] == [f"model {n}" for n in NAMES]
+    assert set(ran.values()) == {"here"}
+
+
+def test_what_fails_in_the_other_process_fails_the_session(divided):
+    divided.broken.add("frangi")
+    with ThreadPoolExecutor(1) as helper, pytest.raises(ValueError, match="frangi"):
+        divided(helper)
+
+
+@pytest.mark.parametrize(("threads", "enough"), [(1, True), (2, False)])
+def test_memory_counts_the_second_process(skeleton, tmp_path, threads, enough):
+    skeleton.add("sub-01_T2w.nii.gz")
+    settings = Settings(bids_dir=skeleton.root, output_dir=tmp_path / "out", mem_gb=9.0, nprocs=2, omp_nthreads=threads)
+    if enough:
+        pipeline.check(settings)
+    else:
+        with pytest.raises(UsageError, match="12 GB") as caught:
+            pipeline.check(settings)
+        assert "--nprocs to 1" in caught.value.remedy
