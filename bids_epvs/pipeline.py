@@ -42,7 +42,7 @@ from bids_epvs.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-GB_PER_SUBJECT, GB_OF_HELPER = 4.0, 2.0
+GB_PER_SUBJECT, GB_OF_HELPER = 5.0, 2.0
 """Memory that one subject may need (measured peak in benchmarks/, rounded up), and that of its second process."""
 
 

@@ -144,10 +144,10 @@ def imaged(
     look: Look,
     labels: np.ndarray,
     filled: np.ndarray,
-    draw: DrawProtocol = draw_protocol,
+    draw: DrawProtocol | None = None,
 ) -> nib.Nifti1Image:
     """One acquisition of the head, float32, in the head's millimetres, its field of view cut now and then."""
-    protocol, axis = draw(rng)
+    protocol, axis = (draw or draw_protocol)(rng)
     order = [a for a in range(3) if a != axis] + [axis]
     turned = np.ascontiguousarray(np.transpose(labels, order))
     fine = look.table[turned]
@@ -169,7 +169,7 @@ def imaged(
 
 
 def acquired(
-    rng: np.random.Generator, head: Anatomy, draw: DrawProtocol = draw_protocol
+    rng: np.random.Generator, head: Anatomy, draw: DrawProtocol | None = None
 ) -> tuple[dict[str, nib.Nifti1Image], np.ndarray, nib.Nifti1Image]:
     """A new deformation of a head: an image of each of `parcellation.CONTRASTS`, their inexact pose, and its labels.
 

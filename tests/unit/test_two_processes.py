@@ -72,10 +72,12 @@ def test_what_fails_in_the_other_process_fails_the_session(divided):
 @pytest.mark.parametrize(("threads", "enough"), [(1, True), (2, False)])
 def test_memory_counts_the_second_process(skeleton, tmp_path, threads, enough):
     skeleton.add("sub-01_T2w.nii.gz")
-    settings = Settings(bids_dir=skeleton.root, output_dir=tmp_path / "out", mem_gb=9.0, nprocs=2, omp_nthreads=threads)
+    settings = Settings(
+        bids_dir=skeleton.root, output_dir=tmp_path / "out", mem_gb=10.0, nprocs=2, omp_nthreads=threads
+    )
     if enough:
         pipeline.check(settings)
     else:
-        with pytest.raises(UsageError, match="12 GB") as caught:
+        with pytest.raises(UsageError, match="14 GB") as caught:
             pipeline.check(settings)
         assert "--nprocs to 1" in caught.value.remedy
