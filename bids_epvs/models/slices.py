@@ -19,7 +19,7 @@ from nibabel.nifti1 import Nifti1Image
 
 from bids_epvs.models import parcellation, weights
 from bids_epvs.models.spec import Weights
-from bids_epvs.prepare.labels import ATLAS_LABELS
+from bids_epvs.prepare.labels import ATLAS_LABELS, mirrored
 from bids_epvs.prepare.resample import bounding_box
 
 if TYPE_CHECKING:
@@ -60,20 +60,29 @@ def thick(grid: Nifti1Image) -> bool:
 
 
 @cache
-def columns() -> tuple[np.ndarray, np.ndarray]:
-    """Class and side (0 none, 1 left, 2 right) of each of `ATLAS_LABELS`."""
-    code = parcellation.codes()[list(ATLAS_LABELS)].astype(int)
-    paired = np.array([not c.midline for c in parcellation.CLASSES])
-    number = code % parcellation.RIGHT
-    return number, np.where(paired[number], 1 + code // parcellation.RIGHT, 0)
+def columns() -> tuple[tuple[int, ...], ...]:
+    """Volumes of `ATLAS_LABELS` that are a class: one, or left and right; none for background and lesions."""
+    labels = list(ATLAS_LABELS)
+    out: list[tuple[int, ...]] = []
+    for structure in parcellation.CLASSES[: parcellation.OTHER_SIDE]:
+        index = structure.labels[0] if structure.labels else 0
+        if index in parcellation.outputs():
+            sides = (index,) if structure.midline else (index, mirrored(index))
+            out.append(tuple(labels.index(i) for i in sides))
+        else:
+            out.append(())
+    return tuple(out)
 
 
 def known_classes(prior: np.ndarray) -> np.ndarray:
-    """Probability of each of `CLASSES` from that of each of `ATLAS_LABELS` on the last axis; sums to 1, float32."""
-    number, _ = columns()
+    """Probability of each of `CLASSES` from that of each of `ATLAS_LABELS` on the last axis; sums to 1, float32.
+
+    Labels that `parcellation.outputs` does not name count as background.
+    """
     out = np.zeros((*prior.shape[:-1], len(CLASSES)), np.float32)
-    for k in np.unique(number[number > 0]):
-        out[..., k] = prior[..., number == k].sum(axis=-1)
+    for k, volumes in enumerate(columns()):
+        for volume in volumes:
+            out[..., k] += prior[..., volume]
     out[..., 0] = np.maximum(0, 1 - out[..., 1:].sum(axis=-1))
     return out / out.sum(axis=-1, keepdims=True)
 
@@ -83,25 +92,24 @@ def sided(found: np.ndarray, prior: np.ndarray) -> np.ndarray:
 
     Lesions are white matter.
     """
-    number, side = columns()
-    found = found.copy()
-    lesion, white = CLASSES.index("WhiteMatterLesion"), CLASSES.index("CerebralWhiteMatter")
-    found[..., white] += found[..., lesion]
-    found[..., lesion] = 0
-    left, right = (prior[..., side == s].sum(axis=-1) for s in (1, 2))
-    lean = (left + 1e-6) / (left + right + 2e-6)
+    left, right = np.full(prior.shape[:-1], 1e-6, np.float32), np.full(prior.shape[:-1], 1e-6, np.float32)
+    pairs = [volumes for volumes in columns() if len(volumes) == 2]
+    for first, second in pairs:
+        left += prior[..., first]
+        right += prior[..., second]
+    lean = left / (left + right)
     out = np.zeros(prior.shape, np.float32)
-    for k, index in enumerate(ATLAS_LABELS):
-        structure = parcellation.CLASSES[number[k]]
-        if number[k] == 0 or index not in parcellation.outputs():
-            continue
-        if structure.midline:
-            out[..., k] = found[..., number[k]]
-            continue
-        own = lean if side[k] == 1 else 1 - lean
-        both = prior[..., number == number[k]].sum(axis=-1)
-        share = (prior[..., (number == number[k]) & (side == side[k])].sum(axis=-1) + _UNSURE * own) / (both + _UNSURE)
-        out[..., k] = found[..., number[k]] * share
+    for k, volumes in enumerate(columns()):
+        own = found[..., k]
+        if CLASSES[k] == "CerebralWhiteMatter":
+            own = own + found[..., CLASSES.index("WhiteMatterLesion")]
+        if len(volumes) == 1:
+            out[..., volumes[0]] = own
+        elif volumes:
+            a, b = (prior[..., v] for v in volumes)
+            share = (a + _UNSURE * lean) / (a + b + _UNSURE)
+            out[..., volumes[0]] = own * share
+            out[..., volumes[1]] = own * (1 - share)
     return out
 
 
@@ -193,15 +201,17 @@ def padded(volume: np.ndarray, multiple: int) -> np.ndarray:
     return np.pad(volume, ((0, 0), *((0, n) for n in rests), (0, 0)))
 
 
-def refined(image: Nifti1Image, prior: np.ndarray, *, model: keras.Model | None = None, batch: int = 4) -> np.ndarray:
+def refined(
+    images: Sequence[Nifti1Image], prior: np.ndarray, *, model: keras.Model | None = None, batch: int = 4
+) -> np.ndarray:
     """Probability of each structure, slice by slice.
 
     Parameters
     ----------
-    image : Nifti1Image
-        Bias-corrected, any orientation of slices.
+    images : sequence of Nifti1Image
+        Bias-corrected, on one grid with any orientation of slices; what is found in each is averaged.
     prior : ndarray
-        (X, Y, Z, ATLAS_LABELS) on its grid; what is missing to 1 is background.
+        (X, Y, Z, ATLAS_LABELS) on that grid; what is missing to 1 is background.
     model : keras.Model, optional
         By default the packaged one.
     batch : int
@@ -213,32 +223,27 @@ def refined(image: Nifti1Image, prior: np.ndarray, *, model: keras.Model | None 
         As `prior`; 0 outside its bounding box.
     """
     model = model or network()
-    axis = across(image)
-    distance = float(voxel_sizes(image.affine)[axis])
+    axis = across(images[0])
+    distance = float(voxel_sizes(images[0].affine)[axis])
     turned = np.moveaxis(prior, axis, 2)
-    values = np.moveaxis(np.asarray(image.dataobj, np.float32), axis, 2)
-    multiple = 2 ** (len([x for x in model.layers if x.name.startswith("max_pooling")]))
+    multiple = 2 ** len([x for x in model.layers if x.name.startswith("max_pooling")])
     box = window(turned, multiple)
-    near, seen = turned[box], values[box]
-    known = known_classes(near)
-    fit = fitted(seen, known)
-    x, y, z = seen.shape
-    found = np.empty((z, x, y, len(CLASSES)), np.float32)
-    for start in range(0, z, batch):
-        at = range(start, min(start + batch, z))
-        given = evidence(seen, fit, distance, at), np.moveaxis(known[:, :, at], 2, 0)
-        made = model.predict_on_batch([padded(g, multiple) for g in given])
-        found[start : start + len(at)] = parcellation.softmax(np.asarray(made)[:, :x, :y])
+    known = known_classes(turned[box])
+    x, y, z = known.shape[:3]
+    total = np.zeros((z, x, y, len(CLASSES)), np.float32)
+    for image in images:
+        seen = np.moveaxis(np.asarray(image.dataobj, np.float32), axis, 2)[box]
+        fit = fitted(seen, known)
+        for start in range(0, z, batch):
+            at = range(start, min(start + batch, z))
+            given = evidence(seen, fit, distance, at), np.moveaxis(known[:, :, at], 2, 0)
+            made = model.predict_on_batch([padded(g, multiple) for g in given])
+            total[start : start + len(at)] += parcellation.softmax(np.asarray(made)[:, :x, :y])
     out = np.zeros(turned.shape, np.float32)
-    out[box] = sided(np.moveaxis(found, 0, 2), near)
+    out[box] = sided(np.moveaxis(total / np.float32(len(images)), 0, 2), turned[box])
     return np.ascontiguousarray(np.moveaxis(out, 2, axis))
 
 
 def outline(images: Sequence[Nifti1Image], prior: np.ndarray, *, model: keras.Model | None = None) -> np.ndarray | None:
-    """Mean of `refined` over the images of a head on one grid; None where slices are thin."""
-    if not thick(images[0]):
-        return None
-    total = refined(images[0], prior, model=model)
-    for image in images[1:]:
-        total += refined(image, prior, model=model)
-    return total / np.float32(len(images))
+    """`refined` as `prepare.brain.from_parcels` wants it: None where slices are thin."""
+    return refined(images, prior, model=model) if thick(images[0]) else None
