@@ -36,13 +36,18 @@ from bids_epvs.train import grades as training
 Rated = list[tuple[np.ndarray, np.ndarray]]
 
 
+def levelled(seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An image (*SIZE, 2) with median 0 and spread 1 inside the region, and that region (mask)."""
+    image, inside = seen[..., 0], seen[..., 1] > 0.5
+    level, spread = np.median(image[inside]), max(float(np.ptp(np.percentile(image[inside], [10, 90]))), 1e-3)
+    return (image - level) / spread, inside
+
+
 def haar_features(seen: np.ndarray) -> np.ndarray:
     """Haar-like responses of an image (*SIZE, 2) inside the region: quantiles and numbers of peaks by scale."""
-    image, inside = seen[..., 0], seen[..., 1] > 0.5
-    if inside.sum() < 20:
+    if (seen[..., 1] > 0.5).sum() < 20:
         return np.zeros(5 * 4 * 6)
-    level, spread = np.median(image[inside]), max(float(np.ptp(np.percentile(image[inside], [10, 90]))), 1e-3)
-    image = (image - level) / spread
+    image, inside = levelled(seen)
     out: list[float] = []
     for size in (2, 3, 4, 6, 8):
         mean, wide = ndimage.uniform_filter(image, size), ndimage.uniform_filter(image, 3 * size)
@@ -81,9 +86,7 @@ def pixel_features(seen: np.ndarray) -> np.ndarray:
     Differences of means over boxes of four sizes: centre minus surround, and the least and the greatest difference to
     boxes on both sides along four directions, so that the direction of an EPVS does not matter.
     """
-    image, inside = seen[..., 0], seen[..., 1] > 0.5
-    level, spread = np.median(image[inside]), max(float(np.ptp(np.percentile(image[inside], [10, 90]))), 1e-3)
-    image = (image - level) / spread
+    image, inside = levelled(seen)
     columns = [image]
     for size in (1, 2, 3, 5):
         box = ndimage.uniform_filter(image, size)
@@ -146,9 +149,10 @@ def counted(examples: Path, files: list[Path]) -> Rated:
     """
     known = sorted(examples.glob("example-*.npz"))
     found, truth = [], []
-    for part in (0, 1):
-        forest = pixel_forest(known[: len(known) // 2] if part else known[len(known) // 2 :])
-        for path in known[len(known) // 2 :] if part else known[: len(known) // 2]:
+    halves = known[: len(known) // 2], known[len(known) // 2 :]
+    for own, other in (halves, halves[::-1]):
+        forest = pixel_forest(other)
+        for path in own:
             found.append(pixel_counts(forest, path).max(axis=0))
             truth.append(training.images(path)[1].max())
     settings = [(t, a, f) for t in range(len(THRESHOLDS)) for a in range(len(AREAS)) for f in FACTORS]

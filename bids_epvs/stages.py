@@ -103,6 +103,8 @@ def preparation(
         note["reused"] = True
         logger.info("%s: preparation found, not computed again", scan.label)
         return key
+    if second_process:  # takes long
+        second_process.submit(importlib.import_module, "bids_epvs.prepare.ants")
     from bids_epvs.prepare.session import prepare
 
     loaded = {name: load_image(path) for name, path in scan.files.items()}
@@ -132,7 +134,6 @@ def helper(settings: Settings, run: logs.Run) -> Iterator[Executor | None]:
     from loky import ProcessPoolExecutor
 
     with ProcessPoolExecutor(1, initializer=logs.configure_worker, initargs=(settings, run)) as pool:
-        pool.submit(importlib.import_module, "bids_epvs.prepare.ants")  # takes long
         yield pool
 
 

@@ -368,11 +368,14 @@ def without_lakes(labels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
             ring = ndimage.binary_dilation(piece, plane) & ~piece
             if not ring.any() or solid[box][ring].mean() < ENCLOSED:
                 continue
-            near = ndimage.distance_transform_edt(
-                ~solid[box], sampling=spacing, return_distances=False, return_indices=True
-            )
-            out[box][piece] = labels[box][tuple(near)][piece]
+            out[box][piece] = _nearest(labels[box], solid[box], spacing)[piece]
     return out
+
+
+def _nearest(labels: np.ndarray, wanted: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """The label of the nearest voxel of a mask, at each voxel."""
+    where = ndimage.distance_transform_edt(~wanted, sampling=spacing, return_distances=False, return_indices=True)
+    return labels[tuple(where)]
 
 
 def without_strays(labels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
@@ -397,9 +400,8 @@ def without_strays(labels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
             own = labels[box] == index
             if own.all():
                 continue
-            near = ndimage.distance_transform_edt(own, sampling=spacing, return_distances=False, return_indices=True)
             piece = pieces[box] == number + 1
-            out[box][piece] = labels[box][tuple(near)][piece]
+            out[box][piece] = _nearest(labels[box], ~own, spacing)[piece]
     return out
 
 

@@ -119,17 +119,13 @@ def prepare(
     base = canonical(native)
     logger.info("preparation 1: bias field at %g mm", bias.COARSE_MM)
     others = [name for name in images if name != reference]
-    corrected = helper.submit(_correct, _put(work_dir / "reference.npz", base)) if helper else None
+    corrected = _begun(helper, _correct, _put(work_dir / "reference.npz", base))
     kept = {n: _put(work_dir / n / "image.npz", in_frame(images[n], native)) for n in others}
     needed = [n for n in dict.fromkeys((reference, "T2w", "T1w")) if n in images]
     even = {n: _begun(helper, _correct, kept[n]) for n in needed if n != reference}
-    if corrected:
-        if meanwhile:
-            meanwhile()
-        variation, base = corrected.result(), _got(work_dir / "reference.npz")
-    else:
-        base, variation = bias.correct(base)
-        _put(work_dir / "reference.npz", base)
+    if helper and meanwhile:
+        meanwhile()
+    variation, base = corrected.result(), _got(work_dir / "reference.npz")
     if others:
         logger.info("preparation 2: %s to %s (rigid)", " and ".join(others), reference)
     coming = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -59,29 +60,5 @@ def dice(model: keras.Model, files: list[Path]) -> Mapping[str, float]:
     return {"dice": means[0], "known": means[1], **{k: v for k, v in each.items() if v > 0}}
 
 
-def train(
-    examples: Path,
-    held_out: Path,
-    out: Path,
-    schedule: loop.Schedule,
-    *,
-    batch: int = 1,
-    widths: tuple[int, ...] | None = None,
-    init: Path | None = None,
-    about: Mapping[str, object] | None = None,
-) -> None:
-    """Train on one folder of examples, judge on another; arguments as of `train.parcellation.train`."""
-    learn(
-        nuclei.build,
-        nuclei.WIDTHS,
-        Examples,
-        dice,
-        examples,
-        held_out,
-        out,
-        schedule,
-        batch=batch,
-        widths=widths,
-        init=init,
-        about=about,
-    )
+train = partial(learn, nuclei.build, nuclei.WIDTHS, Examples, dice)
+"""`learn` of this network; an item is a box."""

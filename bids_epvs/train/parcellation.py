@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -76,48 +77,6 @@ def overlap(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
     return {f"dice_{n}": 2 * b / max(t, 1) for n, b, t in zip(parcellation.NAMES, both, total, strict=True)}
 
 
-def train(
-    examples: Path,
-    held_out: Path,
-    out: Path,
-    schedule: loop.Schedule,
-    *,
-    batch: int = 1,
-    widths: tuple[int, ...] | None = None,
-    init: Path | None = None,
-    about: Mapping[str, object] | None = None,
-) -> None:
-    """Train on one folder of examples, judge on another; see `loop.fit` for what is written.
-
-    Parameters
-    ----------
-    examples, held_out, out : Path
-    schedule : Schedule
-    batch : int
-        Half heads in a step.
-    widths : tuple of int, optional
-        Filters of each level; by default those of `init`, or `parcellation.WIDTHS`.
-    init : Path, optional
-        Weights to begin with.
-    about : mapping, optional
-    """
-    learn(
-        parcellation.build,
-        parcellation.WIDTHS,
-        Examples,
-        dice,
-        examples,
-        held_out,
-        out,
-        schedule,
-        batch=batch,
-        widths=widths,
-        init=init,
-        about=about,
-        judge_every=2,
-    )
-
-
 def learn(
     build: Callable[..., keras.Model],
     default: tuple[int, ...],
@@ -128,13 +87,30 @@ def learn(
     out: Path,
     schedule: loop.Schedule,
     *,
-    batch: int,
-    widths: tuple[int, ...] | None,
-    init: Path | None,
-    about: Mapping[str, object] | None,
+    batch: int = 1,
+    widths: tuple[int, ...] | None = None,
+    init: Path | None = None,
+    about: Mapping[str, object] | None = None,
     judge_every: int = 1,
 ) -> None:
-    """`train` of a network that names structures: how it is built, its default widths, its items and its figures."""
+    """Train a network that names structures on one folder of examples, judge on another; writes what `loop.fit` says.
+
+    Parameters
+    ----------
+    build, default, kind, figures
+        How the network is built, its usual widths, its items and its figures on held-out files; fixed by `train`.
+    examples, held_out, out : Path
+    schedule : Schedule
+    batch : int
+        Items in a step.
+    widths : tuple of int, optional
+        Filters of each level; by default those of `init`, or `default`.
+    init : Path, optional
+        Weights to begin with.
+    about : mapping, optional
+    judge_every : int
+        Epochs between two judgements.
+    """
     keras.utils.set_random_seed(schedule.seed)
     model, architecture = loop.started(build, default, widths, init)
     files = sorted(held_out.glob("example-*.npz"))
@@ -149,3 +125,7 @@ def learn(
         judge_every=judge_every,
         about=about,
     )
+
+
+train = partial(learn, parcellation.build, parcellation.WIDTHS, Examples, dice, judge_every=2)
+"""`learn` of the parcellation network; an item is half a head."""

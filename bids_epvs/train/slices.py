@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -10,7 +11,7 @@ import numpy as np
 
 from bids_epvs.models import parcellation, slices
 from bids_epvs.train import loop
-from bids_epvs.train.parcellation import GAMMA, SHARES, learn
+from bids_epvs.train.parcellation import GAMMA, SHARES, learn, overlap
 
 JUDGED = tuple(n for n in slices.CLASSES if n not in ("Background", "WhiteMatterLesion"))
 """Classes whose mean Dice is logged as the figure of the network."""
@@ -76,51 +77,18 @@ def dice(model: keras.Model, files: list[Path]) -> Mapping[str, float]:
 
     ``known`` is their mean Dice of what was known before.
     """
-    size = len(slices.CLASSES)
-    counts = np.zeros((2, 2, size))
-    for number, path in enumerate(files):
-        seen, known, target = read(path, parcellation.CONTRASTS[number % 3])
-        true = np.argmax(target, axis=-1)
-        for at in range(len(seen)):
-            found = np.asarray(model.predict_on_batch([seen[at : at + 1], known[at : at + 1]]))[0]
-            for which, answer in enumerate((found, known[at])):
-                made = np.argmax(answer, axis=-1)
-                counts[which, 0] += np.bincount(true[at][made == true[at]], minlength=size)
-                counts[which, 1] += np.bincount(true[at].ravel(), minlength=size)
-                counts[which, 1] += np.bincount(made.ravel(), minlength=size)
-    each = 2 * counts[:, 0] / np.maximum(counts[:, 1], 1)
-    inner = [slices.CLASSES.index(n) for n in JUDGED]
-    after, before = (float(row[inner].mean()) for row in each)
-    return {
-        "dice": after,
-        "known": before,
-        **{f"dice_{n}": float(v) for n, v in zip(slices.CLASSES, each[0], strict=True)},
-    }
+
+    def pairs(*, before: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for number, path in enumerate(files):
+            seen, known, target = read(path, parcellation.CONTRASTS[number % 3])
+            for at in range(len(seen)):
+                own = slice(at, at + 1)
+                yield known[own] if before else np.asarray(model.predict_on_batch([seen[own], known[own]])), target[own]
+
+    each, known = overlap(pairs(before=False)), overlap(pairs(before=True))
+    after, before = (float(np.mean([found[f"dice_{n}"] for n in JUDGED])) for found in (each, known))
+    return {"dice": after, "known": before, **{f"dice_{n}": each[f"dice_{n}"] for n in slices.CLASSES}}
 
 
-def train(
-    examples: Path,
-    held_out: Path,
-    out: Path,
-    schedule: loop.Schedule,
-    *,
-    batch: int = 4,
-    widths: tuple[int, ...] | None = None,
-    init: Path | None = None,
-    about: Mapping[str, object] | None = None,
-) -> None:
-    """Train on one folder of examples, judge on another; arguments as of `train.parcellation.train`."""
-    learn(
-        slices.build,
-        slices.WIDTHS,
-        Examples,
-        dice,
-        examples,
-        held_out,
-        out,
-        schedule,
-        batch=batch,
-        widths=widths,
-        init=init,
-        about=about,
-    )
+train = partial(learn, slices.build, slices.WIDTHS, Examples, dice, batch=4)
+"""`learn` of this network; an item is a slice."""
