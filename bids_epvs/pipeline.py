@@ -212,7 +212,8 @@ def run_subject(scans: list[Scan], settings: Settings, run: logs.Run, watch: log
     logs.configure_worker(settings, run)
     with stages.helper(settings, run) as helper:
         outcomes = _sessions(scans, settings, run, watch or logs.Watch(), helper)
-    return _report(scans, outcomes, settings, run)
+        failed = any(o.error for o in outcomes)  # the helper may have died of it
+        return _report(scans, outcomes, settings, run, None if failed else helper)
 
 
 def _sessions(
@@ -294,11 +295,13 @@ def usable(scan: Scan, names: Iterable[str]) -> list[str]:
     return [n for n in names if "T2w" in scan.files or not load(n).needs_t2w]
 
 
-def _report(scans: list[Scan], outcomes: list[Outcome], settings: Settings, run: logs.Run) -> list[Outcome]:
+def _report(
+    scans: list[Scan], outcomes: list[Outcome], settings: Settings, run: logs.Run, helper: Executor | None
+) -> list[Outcome]:
     """Stage 6; a report that cannot be made is a failure of the subject's last session."""
     try:
         errors = {o.label: o.error for o in outcomes}
-        stages.report(scans, errors, settings)
+        stages.report(scans, errors, settings, helper)
     except Exception as error:
         crash = logs.crash(run, f"sub-{scans[0].subject}_report", traceback.format_exc())
         logger.error("report of sub-%s failed: %s (%s)", scans[0].subject, error, crash)

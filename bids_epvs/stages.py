@@ -119,7 +119,7 @@ def preparation(
         **(_networks(settings, second_process) if network else {}),
     )
     notes = [f"{scan.files[n].name}: {text}" for n, item in loaded.items() for text in item.notes] + list(result.notes)
-    _write_preparation(scan, settings, result, key, notes, loaded[scan.reference].image)
+    _write_preparation(scan, settings, result, key, notes, loaded[scan.reference].image, second_process)
     if settings.work_dir is None:
         clean(scan, settings)
     return key
@@ -161,40 +161,43 @@ def _sources(scan: Scan, settings: Settings, *names: str) -> list[str]:
     return [paths.bids_uri(scan.files[n], settings.bids_dir, "raw") for n in names]
 
 
-def _write_preparation(scan: Scan, settings: Settings, result: Any, key: str, notes: list[str], native: Any) -> None:
-    """Images first, the regions with what later stages need last."""
-    from bids_epvs.prepare import ants
-    from bids_epvs.prepare.template import icbm152
-
-    files = anatomy(scan, settings)
+def _write_preparation(
+    scan: Scan,
+    settings: Settings,
+    result: Any,
+    key: str,
+    notes: list[str],
+    native: Any,
+    second_process: Executor | None,
+) -> None:
+    """Images and transform first, the regions with what later stages need last."""
+    files, target = anatomy(scan, settings), transform(scan, settings)
+    made = target, result.alignment.transform, native.shape[:3], native.affine
+    away = second_process.submit(_write_transform, *made) if second_process else None
     reference = _sources(scan, settings, scan.reference)[0]
+    source = {"Sources": _sources(scan, settings, scan.reference), "SpatialReference": reference, write.KEY: key}
 
     def keep(name: str, path: Path) -> None:
         used = _sources(scan, settings, *dict.fromkeys((name, scan.reference)))
-        meta: dict[str, Any] = {"Sources": used, "SpatialReference": reference, "SkullStripped": False}
-        meta["Description"] = "N4 bias-corrected" + (
-            "" if name == scan.reference else f", rigidly resampled onto the {scan.reference}"
-        )
+        about = "" if name == scan.reference else f", rigidly resampled onto the {scan.reference}"
+        meta = {**source, "Sources": used, "SkullStripped": False, "Description": "N4 bias-corrected" + about}
         data = np.asarray(result.images[name].dataobj, dtype=np.float32)
-        write.image(path, to_native(data, native), native, meta={**meta, write.KEY: key})
+        write.image(path, to_native(data, native), native, meta=meta)
 
-    write.together([partial(keep, *item) for item in images(scan, settings).items()], settings.omp_nthreads)
-    target = transform(scan, settings)
-    write.atomically(
-        target, lambda p: ants.write_world_transform(result.alignment.transform, native, icbm152("T1w"), p)
-    )
-    write.as_json(paths.sidecar(target), {"Sources": _sources(scan, settings, scan.reference), write.KEY: key})
-    source = {"Sources": _sources(scan, settings, scan.reference), "SpatialReference": reference, write.KEY: key}
-    brain = to_native(result.anatomy.brain, native)
-    write.image(
-        files["brain"],
-        brain,
-        native,
-        meta={**source, "Type": "Brain", "Description": "inside the skull: brain and its fluid"},
-    )
-    csf = to_native(result.csf, native)
+    def keep_mask(path: Path, mask: np.ndarray, about: str) -> None:
+        meta = {**source, "Type": "Brain", "Description": about}
+        write.image(path, to_native(mask, native), native, meta=meta)
+
+    jobs = [partial(keep, *item) for item in images(scan, settings).items()]
+    jobs.append(partial(keep_mask, files["brain"], result.anatomy.brain, "inside the skull: brain and its fluid"))
     about = "Ventricles, cisterns and sulci, left out of the search"
-    write.image(files["csf"], csf, native, meta={**source, "Type": "Brain", "Description": about})
+    jobs.append(partial(keep_mask, files["csf"], result.csf, about))
+    write.together(jobs, settings.omp_nthreads)
+    if away:
+        away.result()
+    else:
+        _write_transform(*made)
+    write.as_json(paths.sidecar(target), {"Sources": _sources(scan, settings, scan.reference), write.KEY: key})
     spacing = voxel_spacing(result.images[scan.reference])
     table = pd.DataFrame(
         [
@@ -220,6 +223,15 @@ def _write_preparation(scan: Scan, settings: Settings, result: Any, key: str, no
             "QualityNotes": notes,
         },
     )
+
+
+def _write_transform(target: Path, made: Any, shape: tuple[int, ...], affine: np.ndarray) -> None:
+    """The transform to the template, as `ants.write_world_transform`; the grid of the scan by shape and affine."""
+    from bids_epvs.prepare import ants
+    from bids_epvs.prepare.template import icbm152
+
+    native = nib.Nifti1Image(np.broadcast_to(np.uint8(0), shape), affine)
+    write.atomically(target, lambda p: ants.write_world_transform(made, native, icbm152("T1w"), p))
 
 
 def read_prepared(scan: Scan, settings: Settings) -> Prepared:
@@ -498,7 +510,9 @@ def view(scan: Scan, settings: Settings, error: str) -> View:
     )
 
 
-def report(scans: list[Scan], errors: Mapping[str, str], settings: Settings) -> bool:
+def report(
+    scans: list[Scan], errors: Mapping[str, str], settings: Settings, second_process: Executor | None = None
+) -> bool:
     """Stage 6: page and pictures of a subject; returns whether they had to be made."""
     target = paths.report(settings.output_dir, scans[0].subject)
     text = boilerplate.methods(settings)
@@ -518,7 +532,7 @@ def report(scans: list[Scan], errors: Mapping[str, str], settings: Settings) -> 
                 logger.info("sub-%s: report found, not made again", scans[0].subject)
                 return False
     views = [view(s, settings, errors.get(s.label, "")) for s in scans]
-    html, pictures = subject.render(views, methods=text, versions=logs.versions(), key=key)
+    html, pictures = subject.render(views, methods=text, versions=logs.versions(), key=key, helper=second_process)
     for name, content in pictures.items():
         write.binary(folder / name, content)
     folder.mkdir(parents=True, exist_ok=True)

@@ -79,12 +79,13 @@ def known_classes(prior: np.ndarray) -> np.ndarray:
 
     Labels that `parcellation.outputs` does not name count as background.
     """
-    out = np.zeros((*prior.shape[:-1], len(CLASSES)), np.float32)
+    members = np.zeros((prior.shape[-1], len(CLASSES)), np.float32)
     for k, volumes in enumerate(columns()):
-        for volume in volumes:
-            out[..., k] += prior[..., volume]
+        members[list(volumes), k] = 1
+    out = prior.astype(np.float32, copy=False) @ members
     out[..., 0] = np.maximum(0, 1 - out[..., 1:].sum(axis=-1))
-    return out / out.sum(axis=-1, keepdims=True)
+    out /= out.sum(axis=-1, keepdims=True)
+    return out
 
 
 def sided(found: np.ndarray, prior: np.ndarray) -> np.ndarray:

@@ -494,22 +494,20 @@ def structure_look(parcels: Parcels) -> Nifti1Image:
     return nib.Nifti1Image(out, parcels.probability.affine)
 
 
-def within_skull(parcels: Parcels, warp: Transform) -> Parcels:
-    """Structures without what lies where the deformed atlas has no brain (less than `OUTSIDE`): orbits, neck.
+def skull(warp: Transform, frame: Nifti1Image) -> Nifti1Image:
+    """How far a place counts as head: 0 where the deformed atlas has no brain (orbits, neck), 1 from `OUTSIDE` on.
 
     Parameters
     ----------
-    parcels : Parcels
     warp : Transform
         From `register.structures_onto_atlas`.
+    frame : Nifti1Image
+        Grid in template pose.
     """
     from bids_epvs.prepare import ants
 
-    data = np.asarray(parcels.probability.dataobj)
-    frame = nib.Nifti1Image(data[..., 0], parcels.probability.affine)
-    skull = np.asarray(ants.apply(atlas.brain(), frame, warp).dataobj)
-    out = data * np.clip(skull / OUTSIDE, 0, 1)[..., None]
-    return Parcels(nib.Nifti1Image(out, parcels.probability.affine), parcels.labels)
+    inside = np.asarray(ants.apply(atlas.brain(), frame, warp).dataobj)
+    return nib.Nifti1Image(np.clip(inside / np.float32(OUTSIDE), 0, 1), frame.affine)
 
 
 def placed(parcels: Parcels, to_template: np.ndarray, grid: Nifti1Image) -> tuple[np.ndarray, np.ndarray]:
@@ -548,7 +546,12 @@ it has nothing to say."""
 
 
 def from_parcels(
-    images: Sequence[Nifti1Image], parcels: Parcels, to_template: np.ndarray, *, outline: Outline | None = None
+    images: Sequence[Nifti1Image],
+    parcels: Parcels,
+    to_template: np.ndarray,
+    *,
+    outline: Outline | None = None,
+    within: Callable[[], Nifti1Image] | None = None,
 ) -> Anatomy:
     """Labels and brain mask from probabilities on a coarse grid, sharpened by the intensities of the scan.
 
@@ -561,6 +564,9 @@ def from_parcels(
         4 x 4, millimetres of the scan to those of `parcels`.
     outline : callable, optional
         A network that sharpens; where it says nothing expectation maximisation does.
+    within : callable, optional
+        `skull`, which all probabilities are multiplied with. It is asked for as late as possible, so that it can be
+        computed meanwhile.
     """
     full = images[0]
     grid = work_grid(full)
@@ -568,6 +574,13 @@ def from_parcels(
     prior, inside = placed(parcels, to_template, grid)
     coarse = [resample(image, grid) for image in images]
     better = outline(coarse, prior) if outline else None
+    found = prior if better is None else better
+    if within:
+        head = within()
+        matrix = np.linalg.inv(head.affine) @ to_template @ grid.affine
+        share = affine_sample(np.asarray(head.dataobj), matrix, grid.shape[:3], order=1)
+        found *= share[..., None]
+        inside = inside * share
     if better is not None:
         inside = better.sum(axis=-1)
     mask = brain_mask(inside, spacing)

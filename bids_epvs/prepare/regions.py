@@ -79,6 +79,8 @@ ANTERIOR_COMMISSURE = np.array([0.0, 2.0, -4.0])
 
 CAPSULE_MM = 5.0
 SUBINSULAR_MM = 5.0
+LEAST_MM3 = 50.0
+"""Smaller pieces of capsule and white matter, away from the nuclei, are not basal ganglia."""
 
 
 def simplify(labels: np.ndarray) -> np.ndarray:
@@ -195,8 +197,16 @@ def basal_ganglia(labels: np.ndarray, spacing: tuple[float, float, float], to_te
         lateral = (x - i) * outward * np.sign(to_template[0, 0]) * spacing[0] > 0.5 * distance
         capsule |= white[box] & (distance <= SUBINSULAR_MM) & lateral
     out = nuclei.copy()
-    out[box] |= capsule
+    out[box] |= _touching(capsule, nuclei[box], LEAST_MM3 / float(np.prod(spacing)))
     return _without_holes(out, labels)
+
+
+def _touching(added: np.ndarray, core: np.ndarray, least: float) -> np.ndarray:
+    """What is added, without pieces that neither touch the core nor have `least` voxels."""
+    pieces, count = ndimage.label(added | core)
+    kept = np.bincount(pieces.ravel(), minlength=count + 1) >= least
+    kept |= np.bincount(pieces[core], minlength=count + 1) > 0
+    return added & kept[pieces]
 
 
 def _without_holes(mask: np.ndarray, labels: np.ndarray) -> np.ndarray:

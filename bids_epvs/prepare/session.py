@@ -110,7 +110,7 @@ def prepare(
     outline : callable, optional
         With `parcellate`: a network that sharpens its answer on the grid of the scan; see `brain.from_parcels`.
     helper : Executor, optional
-        One other process, which aligns the other sequences meanwhile; results are the same.
+        One other process, which aligns the other sequences and the atlas meanwhile; results are the same.
     meanwhile : callable, optional
         With `helper`: what to do while it corrects the reference, such as loading networks.
     """
@@ -139,6 +139,7 @@ def prepare(
     logger.info("preparation 4: brain, tissues and labels")
     sure: Mapping[str, float] = {}
     aligned, transforms = {reference: base}, {}
+    warp: Future[Transform] | None = None
 
     def arrive(names: Sequence[str]) -> None:
         for name in names:
@@ -152,17 +153,19 @@ def prepare(
         parcels = parcellate(contrasts, alignment.to_template)
         sure = confidence(parcels)
         if registration == "deformable":
-            looks = brain.structure_look(parcels), atlas.head("structures", brain_only=True)
-            warp = register.structures_onto_atlas(looks, work_dir=work_dir / "structures")
-            alignment, parcels = register.deformed(alignment, warp), brain.within_skull(parcels, warp)
+            look = brain.structure_look(parcels)
+            warp = _begun(helper, _deform, _put(work_dir / "structures" / "look.npz", look))
     if segmentation is None and parcellate:
-        anatomy = brain.from_parcels(contrasts, parcels, alignment.to_template, outline=outline)
+        within = (lambda: brain.skull(warp.result(), look)) if warp else None
+        anatomy = brain.from_parcels(contrasts, parcels, alignment.to_template, outline=outline, within=within)
     elif segmentation is None:
         anatomy = brain.from_atlas(contrasts, alignment)
     else:
         arrive(list(coming))
         moved = in_frame(segmentation, native)
         anatomy = brain.from_segmentation(moved, base, transforms.get(segmentation_space))
+    if warp:
+        alignment = register.deformed(alignment, warp.result())
     to_template = alignment.to_template @ base.affine
     logger.info("preparation 5: regions and large fluid")
     spacing = voxel_spacing(base)
@@ -217,6 +220,12 @@ def _align(path: Path, reference: Path) -> Transform:
     moved, transform = register.onto(_got(reference), _got(path), work_dir=path.parent)
     _put(path, moved)
     return transform
+
+
+def _deform(look: Path) -> Transform:
+    """`register.structures_onto_atlas` of kept structures."""
+    looks = _got(look), atlas.head("structures", brain_only=True)
+    return register.structures_onto_atlas(looks, work_dir=look.parent)
 
 
 def confidence(parcels: brain.Parcels) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,7 +102,7 @@ def answer(found: Mapping[str, Any]) -> str:
 
 
 def render(
-    views: Sequence[View], *, methods: str, versions: Mapping[str, str], key: str
+    views: Sequence[View], *, methods: str, versions: Mapping[str, str], key: str, helper: Executor | None = None
 ) -> tuple[str, dict[str, bytes]]:
     """HTML page and its pictures by file name.
 
@@ -115,9 +116,11 @@ def render(
         Package versions.
     key : str
         Recorded in the page, to know whether it is current.
+    helper : Executor, optional
+        Another process, which draws plots meanwhile.
     """
     pictures: dict[str, bytes] = {}
-    sessions = [_session(view, pictures) for view in views]
+    sessions = [_session(view, pictures, helper) for view in views]
     names = list(dict.fromkeys(name for view in views for name in models_of(view)))
     html = (
         environment()
@@ -144,7 +147,7 @@ def models_of(view: View) -> list[str]:
     return [] if view.summary is None else list(dict.fromkeys(view.summary["model"]))
 
 
-def _session(view: View, pictures: dict[str, bytes]) -> dict:
+def _session(view: View, pictures: dict[str, bytes], helper: Executor | None = None) -> dict:
     """Everything the template needs of one session; fills `pictures`."""
     out: dict[str, Any] = {
         "label": view.scan.label,
@@ -165,16 +168,19 @@ def _session(view: View, pictures: dict[str, bytes]) -> dict:
     }
     if view.prepared is None:
         return out
+    specs = [load(m) for m in models_of(view)]
+    alone = [s for s in specs if s.name in view.maps and s.name not in view.masks and view.maps[s.name].any()]
+    counts = [view.details.get(s.name, {}).get("Histogram", ()) for s in alone]
+    histograms = (helper.map if helper else map)(plots.histogram, counts)
     out["spacing"] = " x ".join(f"{s:.2f}" for s in view.prepared.spacing)
     out["mosaic"] = _mosaic(view, pictures)
     pictures[f"{view.scan.label}_thumbnail.jpg"] = _thumbnail(view)
     if view.summary is not None:
-        specs = [load(m) for m in models_of(view)]
         out["tables"] = [(s, table_rows(view.summary, s.name)) for s in specs]
         out["decisions"] = [d for m in view.masks for d in _decisions(view, m, pictures)]
-        alone = [s for s in specs if s.name in view.maps and s.name not in view.masks]
-        out["maps"] = [_map(view, s, pictures) for s in alone if view.maps[s.name].any()]
         out["rated"] = _rated(view, pictures)
+        maps = [_map(view, s, pictures) for s in alone]
+        out["maps"] = [{**m, "histogram": h} for m, h in zip(maps, histograms, strict=True)]
         out["consensus"] = consensus.lines(view.summary) if len(specs) > 1 else None
     return out
 
@@ -320,7 +326,6 @@ def _map(view: View, spec: ModelSpec, pictures: dict[str, bytes]) -> dict:
         "base": _keep(pictures, f"{stem}.jpg", figures.jpeg(base)),
         "layers": [(n, t, _keep(pictures, f"{stem}_{n}.png", figures.png(p))) for n, t, p in layers],
         "spread": spread(view.details.get(spec.name, {})),
-        "histogram": plots.histogram(view.details.get(spec.name, {}).get("Histogram", ())),
     }
 
 

@@ -1,6 +1,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bids_epvs.errors import DataError
 from bids_epvs.prepare import brain
@@ -95,19 +96,35 @@ def test_the_deformed_atlas_limits_the_brain(tmp_path):
     from bids_epvs.models import parcellation
     from bids_epvs.prepare import ants, atlas
 
-    labels = (2, 41, 12, 51, 11, 50)
-    data = np.zeros((*parcellation.SHAPE, len(labels)), np.float32)
-    data[..., :2] = 0.4  # white matter everywhere, in the neck too
-    data[30:34, 60:64, 38:42, 4] = 0.2  # caudate
-    parcels = brain.Parcels(nib.Nifti1Image(data, parcellation.grid().affine), labels)
-    made = np.asarray(brain.within_skull(parcels, ants.identity(tmp_path)).probability.dataobj)
     frame = parcellation.grid()
-    skull = np.asarray(resample(atlas.brain(), frame).dataobj)
-    assert made[skull < 0.01].max() < 0.2
-    well_inside = skull > 0.98
-    assert well_inside.sum() > 10_000
-    assert np.allclose(made[well_inside], data[well_inside], atol=1e-5), "nothing changes inside"
-    assert (made[..., 4] > 0).sum() <= 64
+    head = brain.skull(ants.identity(tmp_path), frame)
+    known = np.asarray(resample(atlas.brain(), frame).dataobj)
+    made = np.asarray(head.dataobj)
+    assert made[known < 0.01].max() < 0.2
+    assert (known > 0.98).sum() > 10_000
+    assert np.allclose(made[known > 0.98], 1, atol=1e-5), "nothing changes inside"
+    labels = (2, 41)
+    white = np.full((*parcellation.SHAPE, len(labels)), 0.4, np.float32)  # everywhere, in the neck too
+    parcels = brain.Parcels(nib.Nifti1Image(white, frame.affine), labels)
+    scan = nib.Nifti1Image(np.ones(frame.shape, np.float32), frame.affine)
+    outside = ndimage.distance_transform_edt(made == 0) > 4  # voxels of 2 mm; the mask's edge is smoothed
+    assert outside.sum() > 10_000
+    order = []
+
+    def outline(images, prior):
+        order.append("outline")
+        return prior.copy()
+
+    def within():
+        order.append("within")
+        return head
+
+    for asked in (None, outline):
+        found = brain.from_parcels([scan], parcels, np.eye(4), outline=asked, within=within)
+        assert found.brain[known > 0.98].all()
+        assert not found.brain[outside].any()
+        assert not found.labels[outside].any()
+    assert order == ["within", "outline", "within"], "what takes long comes first"
 
 
 def test_fluid_in_the_midst_of_white_matter_becomes_white_matter():

@@ -65,6 +65,18 @@ def test_basal_ganglia_hold_the_capsule_and_the_subinsular_white_matter(phantom,
     ).any()
 
 
+def test_pieces_that_are_large_or_touch_stay():
+    added, core = np.zeros((2, 9, 9, 1), bool)
+    core[0, 0], added[1, 0] = True, True
+    added[4:6, 4:6], added[8, 8] = True, True
+    kept = regions._touching(added, core, 4)
+    assert kept[1, 0, 0]
+    assert kept[4:6, 4:6].all()
+    assert not kept[8, 8, 0]
+    assert not kept[0, 0, 0]
+    assert kept.sum() == 5
+
+
 def test_midbrain_is_above_the_plane(phantom, to_template):
     height = {"pons": np.full(phantom.shape, 1.0), "diencephalon": np.full(phantom.shape, 1.0)}
     height["pons"][:, :, :6] = -1.0
