@@ -115,73 +115,130 @@ def prepare(
         With `helper`: what to do while it corrects the reference, such as loading networks.
     """
     reference = reference_of(images)
-    native = images[reference]
-    base = canonical(native)
     logger.info("preparation 1: bias field at %g mm", bias.COARSE_MM)
-    others = [name for name in images if name != reference]
-    corrected = _begun(helper, _correct, _put(work_dir / "reference.npz", base))
-    kept = {n: _put(work_dir / n / "image.npz", in_frame(images[n], native)) for n in others}
-    needed = [n for n in dict.fromkeys((reference, "T2w", "T1w")) if n in images]
-    even = {n: _begun(helper, _correct, kept[n]) for n in needed if n != reference}
+    session = _Sequences(images, work_dir, helper)
     if helper and meanwhile:
         meanwhile()
-    variation, base = corrected.result(), _got(work_dir / "reference.npz")
-    if others:
-        logger.info("preparation 2: %s to %s (rigid)", " and ".join(others), reference)
-    coming = {}
-    for name in sorted(others, key=lambda n: n not in needed):  # those first that the networks wait for
-        if name not in even:
-            even[name] = _begun(helper, _correct, kept[name])
-        coming[name] = _begun(helper, _align, kept[name], work_dir / "reference.npz")
-    kind = "affine" if parcellate else registration
+    base, variation = session.begin()
+    kind = "affine" if parcellate and segmentation is None else registration
     logger.info("preparation 3: template to %s (%s)", reference, kind)
     alignment = register.template_to(base, kind=kind, work_dir=work_dir / "template")
     logger.info("preparation 4: brain, tissues and labels")
     sure: Mapping[str, float] = {}
-    aligned, transforms = {reference: base}, {}
-    warp: Future[Transform] | None = None
-
-    def arrive(names: Sequence[str]) -> None:
-        for name in names:
-            even[name].result()
-            transforms[name] = coming.pop(name).result()
-            aligned[name] = _got(kept[name])
-
-    arrive([n for n in needed if n != reference])
-    contrasts = [aligned[n] for n in needed]
-    if parcellate:
-        parcels = parcellate(contrasts, alignment.to_template)
-        sure = confidence(parcels)
-        if registration == "deformable":
-            look = brain.structure_look(parcels)
-            warp = _begun(helper, _deform, _put(work_dir / "structures" / "look.npz", look))
-    if segmentation is None and parcellate:
-        within = (lambda: brain.skull(warp.result(), look)) if warp else None
-        anatomy = brain.from_parcels(contrasts, parcels, alignment.to_template, outline=outline, within=within)
-    elif segmentation is None:
-        anatomy = brain.from_atlas(contrasts, alignment)
+    if segmentation is not None:
+        moved = in_frame(segmentation, images[reference])
+        session.arrive()
+        anatomy = brain.from_segmentation(moved, base, session.transforms.get(segmentation_space))
+    elif parcellate:
+        found = _by_network(session, alignment, parcellate, outline, deformable=registration == "deformable")
+        anatomy, alignment, sure = found
     else:
-        arrive(list(coming))
-        moved = in_frame(segmentation, native)
-        anatomy = brain.from_segmentation(moved, base, transforms.get(segmentation_space))
-    if warp:
-        alignment = register.deformed(alignment, warp.result())
-    to_template = alignment.to_template @ base.affine
+        anatomy = brain.from_atlas(session.contrasts(), alignment)
     logger.info("preparation 5: regions and large fluid")
-    spacing = voxel_spacing(base)
+    spacing, to_template = voxel_spacing(base), alignment.to_template @ base.affine
     points = brain.template_points(alignment, base)
-    found = regions.from_labels(anatomy.labels, spacing, to_template, above=_heights(points, base))
+    inside = regions.from_labels(anatomy.labels, spacing, to_template, above=_heights(points, base))
     slices = regions.rating_slices(anatomy.labels, spacing, _commissure(points, base))
-    white, ventricles = np.isin(anatomy.labels, (2, 41)), np.isin(anatomy.labels, (4, 43))
-    data = np.asarray(base.dataobj)
-    data = data if reference == "T2w" else intensity.inverted(data, white)
-    level = intensity.levels(data, white, ventricles)
-    csf = intensity.large_fluid(data, anatomy.labels, spacing, level)
-    notes = quality_notes(alignment, variation, anatomy, found, spacing, sure)
+    csf, level = _fluid(base, anatomy.labels, dark=reference != "T2w")
     first = noise_note(level) if reference == "T2w" else (NO_T2W.format(reference),)
-    notes = (*first, *notes)
-    arrive(list(coming))
-    return Result(aligned, anatomy, found, csf, to_template, slices, transforms, alignment, sure, notes)
+    notes = (*first, *quality_notes(alignment, variation, anatomy, inside, spacing, sure))
+    session.arrive()
+    return Result(
+        session.aligned, anatomy, inside, csf, to_template, slices, session.transforms, alignment, sure, notes
+    )
+
+
+class _Sequences:
+    """The sequences of a session, bias-corrected and brought onto the grid of the reference.
+
+    Work begins at once, in the other process where there is one.
+
+    Attributes
+    ----------
+    aligned : dict
+        Images that have arrived, by name; the reference first.
+    transforms : dict
+        Rigid transforms of those that are not the reference.
+    """
+
+    def __init__(self, images: Mapping[str, Nifti1Image], work_dir: Path, helper: Executor | None) -> None:
+        self.reference, self.helper = reference_of(images), helper
+        native = images[self.reference]
+        self.kept = {self.reference: _put(work_dir / "reference.npz", canonical(native))}
+        self.even = {self.reference: self.begun(_correct, self.kept[self.reference])}
+        others = [name for name in images if name != self.reference]
+        self.kept |= {n: _put(work_dir / n / "image.npz", in_frame(images[n], native)) for n in others}
+        self.needed = [n for n in dict.fromkeys((self.reference, "T2w", "T1w")) if n in images]
+        self.even |= {n: self.begun(_correct, self.kept[n]) for n in self.needed[1:]}
+        self.coming: dict[str, Future[Transform]] = {}
+        self.aligned: dict[str, Nifti1Image] = {}
+        self.transforms: dict[str, Transform] = {}
+
+    def begun(self, function: Callable[..., _Value], *given: Any) -> Future[_Value]:
+        """`_begun` by this session's helper."""
+        return _begun(self.helper, function, *given)
+
+    def begin(self) -> tuple[Nifti1Image, float]:
+        """The corrected reference and how much its field varies; alignment of the others begins."""
+        path = self.kept[self.reference]
+        variation = self.even[self.reference].result()
+        base = self.aligned[self.reference] = _got(path)
+        others = [name for name in self.kept if name != self.reference]
+        if others:
+            logger.info("preparation 2: %s to %s (rigid)", " and ".join(others), self.reference)
+        for name in sorted(others, key=lambda n: n not in self.needed):  # those first that the networks wait for
+            if name not in self.even:
+                self.even[name] = self.begun(_correct, self.kept[name])
+            self.coming[name] = self.begun(_align, self.kept[name], path)
+        return base, variation
+
+    def contrasts(self) -> list[Nifti1Image]:
+        """The images in which anatomy is looked for."""
+        self.arrive(self.needed[1:])
+        return [self.aligned[n] for n in self.needed]
+
+    def arrive(self, names: Sequence[str] | None = None) -> None:
+        """Wait for some sequences, or for all."""
+        for name in [n for n in (self.kept if names is None else names) if n in self.coming]:
+            self.even[name].result()
+            self.transforms[name] = self.coming.pop(name).result()
+            self.aligned[name] = _got(self.kept[name])
+
+
+def _by_network(
+    session: _Sequences,
+    alignment: register.Alignment,
+    parcellate: Parcellate,
+    outline: brain.Outline | None,
+    *,
+    deformable: bool,
+) -> tuple[brain.Anatomy, register.Alignment, Mapping[str, float]]:
+    """Anatomy from networks, the alignment with a deformation where wanted, and `confidence`."""
+    contrasts = session.contrasts()
+    parcels = parcellate(contrasts, alignment.to_template)
+    if not deformable:
+        anatomy = brain.from_parcels(contrasts, parcels, alignment.to_template, outline=outline)
+        return anatomy, alignment, confidence(parcels)
+    look = brain.structure_look(parcels)
+    kept = _put(session.kept[session.reference].parent / "structures" / "look.npz", look)
+    warp = session.begun(_deform, kept)
+    anatomy = brain.from_parcels(
+        contrasts,
+        parcels,
+        alignment.to_template,
+        outline=outline,
+        within=lambda: brain.skull(warp.result(), look),
+    )
+    return anatomy, register.deformed(alignment, warp.result()), confidence(parcels)
+
+
+def _fluid(base: Nifti1Image, labels: np.ndarray, *, dark: bool) -> tuple[np.ndarray, intensity.Levels]:
+    """Large fluid and the intensities it was found by; `dark`: fluid is dark in this sequence."""
+    white, ventricles = np.isin(labels, (2, 41)), np.isin(labels, (4, 43))
+    data = np.asarray(base.dataobj)
+    data = intensity.inverted(data, white) if dark else data
+    level = intensity.levels(data, white, ventricles)
+    return intensity.large_fluid(data, labels, voxel_spacing(base), level), level
 
 
 def _begun(helper: Executor | None, function: Callable[..., _Value], *given: Any) -> Future[_Value]:
