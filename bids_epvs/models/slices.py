@@ -29,7 +29,7 @@ NAME = "slices"
 """Name on the command line (``--weights slices=FILE``)."""
 WEIGHTS = Weights(
     file="slices.npz",
-    sha256="525e55918615dcdf0cfc1c130208eae037be5e61f3a92102a90b9b6566cadc7f",
+    sha256="e8e8cf2cb755eee66b901a3ba48232d493e7d7c3338e90a32344716d1f33c637",
     licence="Apache-2.0",
     trained_on="simulated images of twelve label maps (see slices.json beside the weights)",
 )
