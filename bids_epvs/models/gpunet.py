@@ -39,7 +39,7 @@ def build(widths: tuple[int, ...] = WIDTHS) -> keras.Model:
 
 WEIGHTS = Weights(
     file="gpunet.npz",
-    sha256="f22c77d41e404345b57d8af2ef8370fc62e79775fa06402c3541f7173a5499bd",
+    sha256="e7fcb423a4154efc59e00dd71d1fd47fff3c974a35535f3313d7ea528d3e59c8",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see gpunet.json beside the weights)",
 )
