@@ -3,17 +3,16 @@
 The packaged file comes from twenty thick sessions of the packaged head and five of heads 12 and 17::
 
     bids_epvs-simulate A --subjects 20 --seed 11 --protocol clinical
-    bids_epvs A OUT_A participant --models unet gpunet frangi
+    bids_epvs A OUT_A participant --models unet gpunet cnn frangi
     bids_epvs-simulate B --labelmaps HELD_OUT_HEADS --subjects 20 --protocol mixed --contrasts T2w --seed 31
     bids_epvs B OUT_B participant --models unet gpunet cnn --participant-label 01 02 03 04 06
     python benchmarks/spreads.py bids_epvs/data/weights/spreads.json \\
         --sessions A/derivatives/truth OUT_A --sessions B/derivatives/truth OUT_B
 
-The app was that of before the second look at the deep grey matter, and the counts of `gpunet` were converted to its
-calibration of since then, not predicted again.
+Both runs were made with a ``spreads.json`` that held ``{}``.
 
 Coverage is only honest where the app did not know the spreads of the weights it ran with: otherwise the intervals
-that are left out have been widened with them already. Give new weights with ``--weights``, before they are packaged.
+that are left out have been widened with them already. Empty the packaged file before the runs.
 """
 
 from __future__ import annotations
