@@ -171,9 +171,11 @@ def _write_preparation(
     second_process: Executor | None,
 ) -> None:
     """Images and transform first, the regions with what later stages need last."""
+    from bids_epvs.prepare.session import begun
+
     files, target = anatomy(scan, settings), transform(scan, settings)
-    made = target, result.alignment.transform, native.shape[:3], native.affine
-    away = second_process.submit(_write_transform, *made) if second_process else None
+    made = result.alignment.transform, native.shape[:3], native.affine
+    written = begun(second_process, _write_transform, target, *made)
     reference = _sources(scan, settings, scan.reference)[0]
     source = {"Sources": _sources(scan, settings, scan.reference), "SpatialReference": reference, write.KEY: key}
 
@@ -193,11 +195,8 @@ def _write_preparation(
     about = "Ventricles, cisterns and sulci, left out of the search"
     jobs.append(partial(keep_mask, files["csf"], result.csf, about))
     write.together(jobs, settings.omp_nthreads)
-    if away:
-        away.result()
-    else:
-        _write_transform(*made)
-    write.as_json(paths.sidecar(target), {"Sources": _sources(scan, settings, scan.reference), write.KEY: key})
+    written.result()
+    write.as_json(paths.sidecar(target), {"Sources": source["Sources"], write.KEY: key})
     spacing = voxel_spacing(result.images[scan.reference])
     table = pd.DataFrame(
         [

@@ -165,18 +165,14 @@ class _Sequences:
         self.reference, self.helper = reference_of(images), helper
         native = images[self.reference]
         self.kept = {self.reference: _put(work_dir / "reference.npz", canonical(native))}
-        self.even = {self.reference: self.begun(_correct, self.kept[self.reference])}
+        self.even = {self.reference: begun(self.helper, _correct, self.kept[self.reference])}
         others = [name for name in images if name != self.reference]
         self.kept |= {n: _put(work_dir / n / "image.npz", in_frame(images[n], native)) for n in others}
         self.needed = [n for n in dict.fromkeys((self.reference, "T2w", "T1w")) if n in images]
-        self.even |= {n: self.begun(_correct, self.kept[n]) for n in self.needed[1:]}
+        self.even |= {n: begun(self.helper, _correct, self.kept[n]) for n in self.needed[1:]}
         self.coming: dict[str, Future[Transform]] = {}
         self.aligned: dict[str, Nifti1Image] = {}
         self.transforms: dict[str, Transform] = {}
-
-    def begun(self, function: Callable[..., _Value], *given: Any) -> Future[_Value]:
-        """`_begun` by this session's helper."""
-        return _begun(self.helper, function, *given)
 
     def begin(self) -> tuple[Nifti1Image, float]:
         """The corrected reference and how much its field varies; alignment of the others begins."""
@@ -188,8 +184,8 @@ class _Sequences:
             logger.info("preparation 2: %s to %s (rigid)", " and ".join(others), self.reference)
         for name in sorted(others, key=lambda n: n not in self.needed):  # those first that the networks wait for
             if name not in self.even:
-                self.even[name] = self.begun(_correct, self.kept[name])
-            self.coming[name] = self.begun(_align, self.kept[name], path)
+                self.even[name] = begun(self.helper, _correct, self.kept[name])
+            self.coming[name] = begun(self.helper, _align, self.kept[name], path)
         return base, variation
 
     def contrasts(self) -> list[Nifti1Image]:
@@ -221,7 +217,7 @@ def _by_network(
         return anatomy, alignment, confidence(parcels)
     look = brain.structure_look(parcels)
     kept = _put(session.kept[session.reference].parent / "structures" / "look.npz", look)
-    warp = session.begun(_deform, kept)
+    warp = begun(session.helper, _deform, kept)
     anatomy = brain.from_parcels(
         contrasts,
         parcels,
@@ -241,7 +237,7 @@ def _fluid(base: Nifti1Image, labels: np.ndarray, *, dark: bool) -> tuple[np.nda
     return intensity.large_fluid(data, labels, voxel_spacing(base), level), level
 
 
-def _begun(helper: Executor | None, function: Callable[..., _Value], *given: Any) -> Future[_Value]:
+def begun(helper: Executor | None, function: Callable[..., _Value], *given: Any) -> Future[_Value]:
     """What a function returns: soon, from the helper, or at once.
 
     What is handed over must be small: while ANTs runs here nothing can be sent to another process.

@@ -71,15 +71,15 @@ def test_a_block_has_the_number_of_epvs_inside_it(path, rng):
 def test_the_sum_of_the_density_is_the_count_and_the_loss_falls(name, path, rng):
     keras.utils.set_random_seed(3)
     model = BUILD[name]((4, 6))
-    blocks = [training.block(rng, training.read(path)[k]) for k in (3, 1, 5, 7)]
+    blocks = [training.block(rng, training.read(path)[k]) for k in (3, 3, 3, 1)]
     image, mask, told, number = (np.stack(part) for part in zip(*blocks, strict=True))
     made = np.asarray(model.predict_on_batch([image, mask, told]))
     assert made.min() >= 0
     outside = np.asarray(model.predict_on_batch([image, mask * 0, told]))
     assert outside.sum() == 0, "what is not in the mask does not count"
     model.compile(optimizer=keras.optimizers.Adam(1e-2), loss=training.loss)
-    losses = [float(model.train_on_batch((image, mask, told), number)) for _ in range(60)]
-    assert np.median(losses[-9:]) < 0.65 * losses[0]
+    losses = [float(model.train_on_batch((image, mask, told), number)) for _ in range(45)]
+    assert losses[-1] < 0.6 * losses[0]
 
 
 def test_the_loss_is_the_squared_difference_of_roots():
