@@ -38,9 +38,9 @@ class Task:
         """The label map whose turn it is."""
         return self.heads[self.number % len(self.heads)]
 
-    def rng(self) -> np.random.Generator:
-        """A generator of its own."""
-        return np.random.default_rng([self.seed, self.number])
+    def rng(self, stream: int = 0) -> np.random.Generator:
+        """A generator of its own; each `stream` has other numbers for the same seed."""
+        return np.random.default_rng([self.seed, self.number, stream])
 
     def path(self, index: int) -> Path:
         """File of an example."""

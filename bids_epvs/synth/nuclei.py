@@ -36,5 +36,5 @@ def example(rng: np.random.Generator, head: Anatomy) -> dict[str, Any]:
     return {**out, "codes": parcellation.half_codes(parcels.codes(labels, pose))[(slice(None), *fine)]}
 
 
-generate = partial(parcels.generate, make=example)
-"""As `parcels.generate`, of boxes."""
+generate = partial(parcels.generate, make=example, stream=1)
+"""As `parcels.generate`, of boxes, and of other deformations than there."""

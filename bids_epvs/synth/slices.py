@@ -69,5 +69,5 @@ def true_classes(labels: Nifti1Image, grid: Nifti1Image, axis: int, depth: float
     return np.moveaxis(parcellation.codes()[found] % parcellation.RIGHT, axis, 2)
 
 
-generate = partial(parcels.generate, make=example)
-"""As `parcels.generate`, of slices."""
+generate = partial(parcels.generate, make=example, stream=2)
+"""As `parcels.generate`, of slices, and of other deformations than there."""

@@ -10,12 +10,22 @@ import keras
 import numpy as np
 
 from bids_epvs.models import parcellation
+from bids_epvs.synth import anatomy
 from bids_epvs.train import loop, losses
 
 SHARES = (0.4, 0.25, 0.25, 0.1)
 """How often each of `parcellation.CONTRASTS` is drawn."""
 GAMMA = 0.2
 """Standard deviation of the logarithm of the exponent that intensities are raised to."""
+NOISE, FIELD = 0.02, 0.03
+"""Standard deviations of added noise, in shares of the top of the brain, and of the logarithm of a smooth field."""
+
+
+def varied(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
+    """Intensities (share of the top of the brain) with noise and a field; where nothing was imaged (0) nothing is."""
+    field = anatomy.smooth_field(rng.normal(0, FIELD, (4, 4, 4)), values.shape)
+    noise = rng.normal(0, abs(rng.normal(0, NOISE)), values.shape)
+    return np.where(values > 0, np.maximum(values * np.exp(field) + noise, 1e-3), 0).astype(np.float32)
 
 
 def shares(codes: np.ndarray) -> np.ndarray:

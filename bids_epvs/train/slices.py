@@ -11,7 +11,7 @@ import numpy as np
 
 from bids_epvs.models import parcellation, slices
 from bids_epvs.train import loop
-from bids_epvs.train.parcellation import GAMMA, SHARES, learn, overlap
+from bids_epvs.train.parcellation import GAMMA, SHARES, learn, overlap, varied
 
 JUDGED = tuple(n for n in slices.CLASSES if n not in ("Background", "WhiteMatterLesion"))
 """Classes whose mean Dice is logged as the figure of the network."""
@@ -46,7 +46,7 @@ def read(
     contrast : str
         One of `parcellation.CONTRASTS`.
     rng : Generator, optional
-        Draws slices; without it all are read.
+        Draws slices and varies intensities; without it all are read as they are.
     most : int
         How many it draws.
     """
@@ -54,6 +54,7 @@ def read(
         values = stored[contrast].astype(np.float32) / 127.5
         at: Sequence[int] = range(values.shape[2])
         if rng is not None:
+            values = varied(rng, values)
             at = sorted(rng.permutation(values.shape[2])[:most])
         fit = parcellation.Fit(1.0, *stored[f"{contrast}_fit"])
         seen = slices.evidence(values, fit, float(stored[f"{contrast}_distance"]), at)

@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_epvs.evaluate.metrics import dice
 from bids_epvs.models import nuclei, parcellation
 from bids_epvs.models.parcellation import NAMES
 from bids_epvs.prepare.labels import mirrored
@@ -94,6 +95,39 @@ def test_an_example_shows_its_labels_at_the_right_place(rng, monkeypatch):
     for name in ("Thalamus", "Putamen"):  # the untrained network repeats the atlas
         a, b = known == NAMES.index(name), coarse == NAMES.index(name)
         assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.6, name
+
+
+def test_image_labels_and_what_is_known_move_together(rng):
+    from bids_epvs.train import nuclei as train
+
+    shape = tuple(2 * n for n in nuclei.SHAPE)
+    at = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")).T
+    putamen = (((at - (20, 45, 30)) / (6, 14, 11)) ** 2).sum(axis=-1).T < 1
+    codes = np.where(putamen, NAMES.index("Putamen"), NAMES.index("CerebralWhiteMatter")).astype(np.uint8)
+    known = train.shares(codes)
+    box = np.where(putamen, 0.9, 0.3).astype(np.float32), parcellation.Fit(1.0, *np.ones((2, 4))), known, codes
+    alike = []
+    for _ in range(5):
+        values, fit, there, now = train.moved(rng, box)
+        moved = now == NAMES.index("Putamen")
+        assert fit is box[1]
+        assert dice(values > 0.6, moved) > 0.97
+        own = there[..., NAMES.index("Putamen")] > 0.5
+        assert dice(own, train.shares(now)[..., NAMES.index("Putamen")] > 0.5) > 0.9
+        assert np.allclose(there.sum(axis=-1), 1, atol=1e-3)
+        alike.append(dice(moved, putamen))
+    assert 0.5 < min(alike) < max(alike) < 0.97, "each time another shape, near the one it had"
+
+
+def test_intensities_vary_where_something_was_imaged(rng):
+    from bids_epvs.train.parcellation import varied
+
+    values = np.zeros((20, 24, 16), np.float32)
+    values[4:] = 0.5
+    made = varied(rng, values)
+    assert (made[:4] == 0).all()
+    assert (made[4:] > 0).all()
+    assert 0.01 < np.abs(made[4:] / 0.5 - 1).mean() < 0.2
 
 
 def test_training_improves_on_what_is_known(tmp_path, rng, monkeypatch):

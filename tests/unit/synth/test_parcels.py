@@ -1,11 +1,13 @@
 """Training examples of the parcellation network."""
 
+import inspect
+
 import numpy as np
 import pytest
 
 from bids_epvs.errors import DataError
 from bids_epvs.models import parcellation
-from bids_epvs.synth import anatomy, contrast, parcels
+from bids_epvs.synth import anatomy, contrast, examples, nuclei, parcels, slices
 
 
 @pytest.fixture
@@ -69,6 +71,29 @@ def test_stripped_and_defaced_heads_keep_their_brain(coarse):
 def test_no_heads_no_examples(tmp_path):
     with pytest.raises(DataError, match="no label maps"):
         parcels.generate((), tmp_path, number=1)
+
+
+def test_a_network_that_is_told_of_another_sees_other_deformations(tmp_path, monkeypatch):
+    monkeypatch.setattr(parcels, "read_head", lambda path: path)
+    drawn = {}
+    for stream in range(3):
+        task = examples.Task((tmp_path,), tmp_path / str(stream), 7, 3)
+        parcels.write_example(task, lambda rng, _: {"drawn": rng.random(4)}, stream)
+        drawn[stream] = np.load(task.path(3))["drawn"]
+    assert np.array_equal(drawn[0], np.random.default_rng([7, 3]).random(4)), "examples of before stay what they were"
+    assert not set(drawn[0]) & set(drawn[1]) | set(drawn[1]) & set(drawn[2]) | set(drawn[0]) & set(drawn[2])
+    streams = [inspect.signature(kind.generate).parameters["stream"].default for kind in (parcels, nuclei, slices)]
+    assert len(set(streams)) == 3
+
+
+def test_looks_reach_the_contrasts_of_a_clinic():
+    """Grey to white matter of a spin-echo T1w, and caudate to thalamus of a T2w, both of the `openms` scans."""
+    rng = np.random.default_rng(0)
+    t1w = [parcels.draw_look(rng, "T1w").table for _ in range(200)]
+    assert np.mean([t[3] / t[2] > 0.825 for t in t1w]) > 0.1
+    t2w = [parcels.draw_look(rng, "T2w").table for _ in range(200)]
+    assert np.mean([t[11] / t[10] > 1.15 for t in t2w]) > 0.02
+    assert all((t[24] > t[3]) and (t[24] > t[2]) for t in t2w), "fluid is brightest"
 
 
 def test_epvs_are_bright_on_t2w_and_belong_to_their_structure(rng, monkeypatch):
