@@ -81,3 +81,20 @@ def test_memory_counts_the_second_process(skeleton, tmp_path, threads, enough):
         with pytest.raises(UsageError, match="14 GB") as caught:
             pipeline.check(settings)
         assert "--nprocs to 1" in caught.value.remedy
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_helper_that_may_have_died_makes_no_report(tmp_path, monkeypatch, fails):
+    settings = Settings(output_dir=tmp_path, omp_nthreads=2)
+    given = []
+
+    def session(*_):
+        if fails:
+            raise ValueError("broken")
+
+    monkeypatch.setattr(pipeline, "run_session", session)
+    monkeypatch.setattr(stages, "report", lambda scans, errors, settings, helper: given.append(helper))
+    scans = [Scan("01", None, {"T2w": Path("a.nii.gz")})]
+    (outcome,) = pipeline.run_subject(scans, settings, logs.start(settings))
+    assert bool(outcome.error) is fails
+    assert [helper is None for helper in given] == [fails], "the report is made either way"
