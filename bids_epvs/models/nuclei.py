@@ -27,7 +27,7 @@ NAME = "nuclei"
 """Name on the command line (``--weights nuclei=FILE``)."""
 WEIGHTS = Weights(
     file="nuclei.npz",
-    sha256="efc905ae559761cd5ef910c80543bba466e6c59650def0f0badf15c481da54f2",
+    sha256="dadbe72b31297728cb2ce21a9bc940d49115822e512f45734e3fb975fdd0908b",
     licence="Apache-2.0",
     trained_on="simulated images of twelve label maps (see nuclei.json beside the weights)",
 )
