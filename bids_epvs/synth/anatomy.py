@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from scipy import ndimage
 from bids_epvs.errors import DataError
 from bids_epvs.prepare import atlas
 from bids_epvs.prepare.brain import upsample_labels
+from bids_epvs.prepare.fields import coarse_field, linear_weights, rotation, smooth_field
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.prepare.regions import simplify
 from bids_epvs.prepare.resample import bounding_box, iso_grid, resample
@@ -214,7 +214,7 @@ def deformed(
     knots = np.maximum(4, np.ceil((high - low) / 40).astype(int) + 1)
     field = rng.normal(0, warp_mm * amount, (3, *knots))
     to_old = np.linalg.inv(head.affine)
-    shift = np.tensordot(to_old[:3, :3], np.stack([_coarse(f, shape) for f in field]), axes=1).astype(np.float32)
+    shift = np.tensordot(to_old[:3, :3], np.stack([coarse_field(f, shape) for f in field]), axes=1).astype(np.float32)
     matrix = to_old[:3, :3] @ linear @ np.diag([spacing] * 3)
     offset = to_old[:3, :3] @ (linear @ low + centre) + to_old[:3, 3]
     labels = _warped(head.labels, matrix, offset, shift, shape)
@@ -250,32 +250,6 @@ def _warped(
             at = at * n + nearest
         out[i] = np.where(inside, known[np.where(inside, at, 0)], 0)
     return out
-
-
-def linear_weights(fine: int, coarse: int) -> np.ndarray:
-    """(fine, coarse) matrix of linear interpolation between grids over the same field of view, border repeated."""
-    at = np.clip((np.arange(fine) + 0.5) * coarse / fine - 0.5, 0, coarse - 1)
-    low = np.minimum(np.floor(at).astype(int), max(coarse - 2, 0))
-    out = np.zeros((fine, coarse), np.float32)
-    out[np.arange(fine), low] = 1 - (at - low)
-    if coarse > 1:
-        out[np.arange(fine), low + 1] = at - low
-    return out
-
-
-def _coarse(knots: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Cubic interpolation of knots to an eighth of a grid."""
-    middle = np.maximum(4, np.asarray(shape) // 8)
-    return ndimage.zoom(knots, middle / knots.shape, order=3, mode="nearest", grid_mode=True).astype(np.float32)
-
-
-def smooth_field(knots: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Values at knots spread over a grid: cubic to an eighth of it, then linear (float32)."""
-    out = _coarse(knots, shape)
-    for axis, n in enumerate(shape):
-        weights = linear_weights(int(n), out.shape[axis])
-        out = np.moveaxis(np.tensordot(weights, out, axes=(1, axis)), 0, axis)
-    return np.ascontiguousarray(out)
 
 
 _ATROPHY_MM = 3.0
@@ -314,15 +288,6 @@ def _random_linear(rng: np.random.Generator, amount: float) -> np.ndarray:
     out = np.diag(np.exp(rng.normal(0, 0.05, 3) * amount)) + np.triu(rng.normal(0, 0.02, (3, 3)) * amount, 1)
     for axis, angle in enumerate(angles):
         out = rotation(axis, angle) @ out
-    return out
-
-
-def rotation(axis: int, angle: float) -> np.ndarray:
-    """3 x 3 rotation by `angle` (radians) in the plane of the two other axes."""
-    a, b = [k for k in range(3) if k != axis]
-    out = np.eye(3)
-    out[a, a] = out[b, b] = np.cos(angle)
-    out[a, b], out[b, a] = -np.sin(angle), np.sin(angle)
     return out
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import fft, ndimage
 
+from bids_epvs.prepare.fields import smooth_field
 from bids_epvs.prepare.labels import ATLAS_LABELS
-from bids_epvs.synth.anatomy import FLOW_VOID, LACUNE, LACUNE_RIM, WMH_LEFT, WMH_RIGHT, smooth_field
+from bids_epvs.synth.anatomy import FLOW_VOID, LACUNE, LACUNE_RIM, WMH_LEFT, WMH_RIGHT
 
 MEANS: Mapping[str, Mapping[str, float]] = {
     "T2w": {

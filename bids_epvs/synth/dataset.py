@@ -25,6 +25,7 @@ from bids_epvs.derivatives import paths, write
 from bids_epvs.errors import DataError, EpvsError, UsageError
 from bids_epvs.group.table import wide_row
 from bids_epvs.measure import ratings
+from bids_epvs.prepare import fields
 from bids_epvs.prepare.regions import ANTERIOR_COMMISSURE, NAMES, REGIONS, rating_slices
 from bids_epvs.records import Scan
 from bids_epvs.synth import anatomy, contrast, mimics, scene, tubes
@@ -157,7 +158,7 @@ def between_scans(rng: np.random.Generator) -> np.ndarray:
     """Rigid movement of a head between two scans (sd 0.5 mm and 0.3 degrees), 4 x 4."""
     out = np.eye(4)
     for axis in range(3):
-        out[:3] = anatomy.rotation(axis, np.deg2rad(rng.normal(0, 0.3))) @ out[:3]
+        out[:3] = fields.rotation(axis, np.deg2rad(rng.normal(0, 0.3))) @ out[:3]
         out[axis, 3] += rng.normal(0, 0.5)
     return out
 

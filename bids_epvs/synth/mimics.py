@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
+from bids_epvs.prepare.fields import smooth_field
 from bids_epvs.prepare.regions import indices
 from bids_epvs.synth.anatomy import (
     FLOW_VOID,
@@ -16,7 +17,6 @@ from bids_epvs.synth.anatomy import (
     WMH_RIGHT,
     Anatomy,
     every_second,
-    smooth_field,
 )
 
 KINDS = {1: "WhiteMatterHyperintensity", 2: "Lacune", 3: "FlowVoid"}

@@ -21,6 +21,7 @@ from scipy import ndimage
 
 from bids_epvs.derivatives import write
 from bids_epvs.models import parcellation
+from bids_epvs.prepare import fields
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.prepare.regions import from_labels
 from bids_epvs.prepare.resample import resample
@@ -45,7 +46,7 @@ def pose_error(rng: np.random.Generator) -> np.ndarray:
     """4 x 4, template millimetres to template millimetres: an inexact registration about the centre of the brain."""
     linear = np.diag(np.exp(rng.normal(0, POSE_SCALE, 3))) + np.triu(rng.normal(0, POSE_SHEAR, (3, 3)), 1)
     for axis, angle in enumerate(np.deg2rad(rng.normal(0, POSE_DEGREES, 3))):
-        linear = anatomy.rotation(axis, angle) @ linear
+        linear = fields.rotation(axis, angle) @ linear
     centre = np.array([0.0, -17.0, 4.0])
     out = np.eye(4)
     out[:3, :3], out[:3, 3] = linear, centre - linear @ centre + rng.normal(0, POSE_MM, 3)

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_epvs.models import nuclei, parcellation
-from bids_epvs.synth import anatomy
+from bids_epvs.prepare import fields
 from bids_epvs.train import loop
 from bids_epvs.train.parcellation import GAMMA, SHARES, learn, overlap, shares, varied
 
@@ -41,8 +41,8 @@ class Examples(loop.Folder):
         """Evidence with intensities raised to a random exponent, what is known, and the target of one box."""
         name = parcellation.CONTRASTS[int(rng.choice(len(SHARES), p=SHARES))]
         path = self.files[rng.integers(len(self.files))]
-        values, *rest = moved(rng, read(path, name, int(rng.integers(2))))
-        seen, known, target = given((varied(rng, values), *rest))
+        values, fit, told, codes = moved(rng, read(path, name, int(rng.integers(2))))
+        seen, known, target = given((varied(rng, values), fit, told, codes))
         seen[..., 0] **= np.float32(np.exp(rng.normal(0, GAMMA)))
         return seen, known, target
 
@@ -70,13 +70,13 @@ def moved(rng: np.random.Generator, box: Box) -> Box:
     shape = np.array(values.shape)
     linear = np.diag(np.exp(rng.normal(0, SCALE, 3)))
     for axis, angle in enumerate(np.deg2rad(rng.normal(0, TURN_DEGREES, 3))):
-        linear = anatomy.rotation(axis, angle) @ linear
+        linear = fields.rotation(axis, angle) @ linear
     centre = (shape - 1) / 2
     at = np.stack(np.meshgrid(*(np.arange(n) - c for n, c in zip(shape, centre, strict=True)), indexing="ij"))
     at = np.tensordot(linear, at, axes=1) + (centre + rng.normal(0, SHIFT_MM, 3))[:, None, None, None]
     knots = np.maximum(4, np.ceil(shape / KNOTS_MM).astype(int))
     amount = rng.uniform(0, 2) * WARP_MM
-    at += np.stack([anatomy.smooth_field(rng.normal(0, amount, knots), shape) for _ in range(3)])
+    at += np.stack([fields.smooth_field(rng.normal(0, amount, knots), values.shape) for _ in range(3)])
     there = at.reshape(3, *(n for s in known.shape[:3] for n in (s, nuclei.FINE))).mean(axis=(2, 4, 6))
     there = (there + 0.5) / nuclei.FINE - 0.5
     classes = np.moveaxis(known, -1, 0)

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from bids_epvs.models import parcellation
-from bids_epvs.synth import anatomy
+from bids_epvs.prepare import fields
 from bids_epvs.train import loop, losses
 
 SHARES = (0.4, 0.25, 0.25, 0.1)
@@ -23,7 +23,7 @@ NOISE, FIELD = 0.02, 0.03
 
 def varied(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
     """Intensities (share of the top of the brain) with noise and a field; where nothing was imaged (0) nothing is."""
-    field = anatomy.smooth_field(rng.normal(0, FIELD, (4, 4, 4)), values.shape)
+    field = fields.smooth_field(rng.normal(0, FIELD, (4, 4, 4)), values.shape)
     noise = rng.normal(0, abs(rng.normal(0, NOISE)), values.shape)
     return np.where(values > 0, np.maximum(values * np.exp(field) + noise, 1e-3), 0).astype(np.float32)
 
