@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
+from bids_epvs.prepare.resample import along_axes
+
 
 def linear_weights(fine: int, coarse: int) -> np.ndarray:
     """(fine, coarse) matrix of linear interpolation between grids over the same field of view, border repeated."""
@@ -27,11 +29,9 @@ def coarse_field(knots: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 def smooth_field(knots: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Values at knots spread over a grid: cubic to an eighth of it, then linear (float32)."""
-    out = coarse_field(knots, shape)
-    for axis, n in enumerate(shape):
-        weights = linear_weights(int(n), out.shape[axis])
-        out = np.moveaxis(np.tensordot(weights, out, axes=(1, axis)), 0, axis)
-    return np.ascontiguousarray(out)
+    coarse = coarse_field(knots, shape)
+    weights = [linear_weights(int(n), m) for n, m in zip(shape, coarse.shape, strict=True)]
+    return np.ascontiguousarray(along_axes(coarse, weights))
 
 
 def rotation(axis: int, angle: float) -> np.ndarray:
@@ -41,3 +41,10 @@ def rotation(axis: int, angle: float) -> np.ndarray:
     out[a, a] = out[b, b] = np.cos(angle)
     out[a, b], out[b, a] = -np.sin(angle), np.sin(angle)
     return out
+
+
+def turned(matrix: np.ndarray, angles: Sequence[float] | np.ndarray) -> np.ndarray:
+    """A 3 x 3 matrix followed by `rotation` about each axis in turn, by `angles` (radians)."""
+    for axis, angle in enumerate(angles):
+        matrix = rotation(axis, angle) @ matrix
+    return matrix

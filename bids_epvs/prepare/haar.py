@@ -29,6 +29,8 @@ QUIET = 0.3
 """Share of the stacks in which noise is measured: those that vary least."""
 QUIET_SHARE = 0.7
 """Of the standard deviation of white noise is found there, in what differs between the blocks of a stack."""
+ROUNDING = BLOCK * GROUP**0.5 * float(np.finfo(np.float32).eps)
+"""Part of the largest value that a coefficient, a sum over a stack, is inexact by in 32 bits."""
 
 
 @cache
@@ -125,7 +127,7 @@ def enhanced(image: np.ndarray, *, gain: float = GAIN) -> np.ndarray:
     change = np.einsum("gk,nkp,bp->ngb", along, stacks, within, optimize=True)
     levels = noise_levels(change, stacks[:, 0].min(axis=1) > 0)
     sigma = float(np.sqrt(np.square(levels[1, 1:]).mean()))
-    if sigma <= 0:
+    if sigma <= ROUNDING * float(image.max()):  # how sums are rounded depends on the processor
         return image.copy()
     size = np.abs(change) / np.maximum(levels, 1e-3 * sigma)
     factor = np.where(size < LOW, 0.0, np.where(size < HIGH, gain, 1.0)).astype(np.float32)

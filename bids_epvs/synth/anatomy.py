@@ -15,7 +15,7 @@ from scipy import ndimage
 from bids_epvs.errors import DataError
 from bids_epvs.prepare import atlas
 from bids_epvs.prepare.brain import upsample_labels
-from bids_epvs.prepare.fields import coarse_field, linear_weights, rotation, smooth_field
+from bids_epvs.prepare.fields import coarse_field, linear_weights, smooth_field, turned
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.prepare.regions import simplify
 from bids_epvs.prepare.resample import bounding_box, iso_grid, resample
@@ -286,9 +286,7 @@ def _random_linear(rng: np.random.Generator, amount: float) -> np.ndarray:
     """New millimetres to old ones: rotation (sd 5 degrees), scale (sd 5 %) and shear (sd 2 %)."""
     angles = np.deg2rad(rng.normal(0, 5, 3) * amount)
     out = np.diag(np.exp(rng.normal(0, 0.05, 3) * amount)) + np.triu(rng.normal(0, 0.02, (3, 3)) * amount, 1)
-    for axis, angle in enumerate(angles):
-        out = rotation(axis, angle) @ out
-    return out
+    return turned(out, angles)
 
 
 def as_image(data: np.ndarray, head: Anatomy) -> Nifti1Image:

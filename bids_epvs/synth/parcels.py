@@ -45,8 +45,7 @@ BURDENS = {"any": 0.5, "low": 0.1, "high": 0.2, "elderly": 0.2}
 def pose_error(rng: np.random.Generator) -> np.ndarray:
     """4 x 4, template millimetres to template millimetres: an inexact registration about the centre of the brain."""
     linear = np.diag(np.exp(rng.normal(0, POSE_SCALE, 3))) + np.triu(rng.normal(0, POSE_SHEAR, (3, 3)), 1)
-    for axis, angle in enumerate(np.deg2rad(rng.normal(0, POSE_DEGREES, 3))):
-        linear = fields.rotation(axis, angle) @ linear
+    linear = fields.turned(linear, np.deg2rad(rng.normal(0, POSE_DEGREES, 3)))
     centre = np.array([0.0, -17.0, 4.0])
     out = np.eye(4)
     out[:3, :3], out[:3, 3] = linear, centre - linear @ centre + rng.normal(0, POSE_MM, 3)
@@ -93,8 +92,7 @@ def draw_look(rng: np.random.Generator, name: str) -> Look:
     table = contrast.intensity_table(rng, means)
     table *= (1 + rng.normal(0, 0.03, table.shape)).astype(np.float32)
     amount = rng.uniform(0, 0.08)
-    for index in DEEP:
-        table[index] *= 1 + rng.normal(0, amount)
+    table[list(DEEP)] *= 1 + rng.normal(0, amount, len(DEEP))
     step = epvs_share(rng, name, float(rng.uniform(0.5, 1.0))) * (means["CSF"] - means["WM"])
     return Look(name, table, step, means["WM"])
 

@@ -14,6 +14,7 @@ from scipy import ndimage, optimize, special
 from bids_epvs.measure import agreement, classification, ratings
 from bids_epvs.measure.ratings import SEVERE_GRADE, potter
 from bids_epvs.models import rating2d, resnet152, weights
+from bids_epvs.prepare import fields
 from bids_epvs.records import GRADES
 from bids_epvs.train import loop
 
@@ -122,8 +123,7 @@ def images(path: Path, *, enhanced: bool = True) -> tuple[np.ndarray, np.ndarray
 
 def rotation(degrees: float) -> np.ndarray:
     """Matrix of a rotation in the plane, (2, 2)."""
-    turn = np.deg2rad(degrees)
-    return np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    return fields.rotation(2, np.deg2rad(degrees))[:2, :2]
 
 
 def varied(rng: np.random.Generator, seen: np.ndarray) -> np.ndarray:

@@ -17,8 +17,6 @@ from bids_epvs.train.parcellation import GAMMA, SHARES, learn, overlap, shares, 
 
 JUDGED = ("Caudate", "Putamen", "Pallidum", "Accumbens", "Thalamus", "VentralDC")
 """Classes whose mean Dice is logged as the figure of the network."""
-
-
 TURN_DEGREES, SCALE, SHIFT_MM = 4.0, 0.05, 1.0
 """Standard deviations of how a box is turned, scaled and shifted as a whole, each time it is drawn."""
 WARP_MM, KNOTS_MM = 1.0, 12.0
@@ -69,8 +67,7 @@ def moved(rng: np.random.Generator, box: Box) -> Box:
     values, fit, known, codes = box
     shape = np.array(values.shape)
     linear = np.diag(np.exp(rng.normal(0, SCALE, 3)))
-    for axis, angle in enumerate(np.deg2rad(rng.normal(0, TURN_DEGREES, 3))):
-        linear = fields.rotation(axis, angle) @ linear
+    linear = fields.turned(linear, np.deg2rad(rng.normal(0, TURN_DEGREES, 3)))
     centre = (shape - 1) / 2
     at = np.stack(np.meshgrid(*(np.arange(n) - c for n, c in zip(shape, centre, strict=True)), indexing="ij"))
     at = np.tensordot(linear, at, axes=1) + (centre + rng.normal(0, SHIFT_MM, 3))[:, None, None, None]
