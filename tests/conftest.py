@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = (48, 60, 40)
@@ -65,13 +67,30 @@ def skeleton(tmp_path) -> Skeleton:
 
 
 @pytest.fixture(scope="session")
-def simulated(tmp_path_factory) -> Path:
+def shared(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Folders that all workers of pytest-xdist share: the first that asks for one makes it."""
+    root = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        root = root.parent
+
+    def folder(name: str, make: Callable[[Path], None]) -> Path:
+        out, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                out.mkdir()
+                make(out)
+                done.touch()
+        return out
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def simulated(shared) -> Path:
     """Two simulated subjects with coarse voxels."""
     from bids_epvs.synth import dataset
 
-    folder = tmp_path_factory.mktemp("simulated") / "bids"
-    dataset.simulate(coarse_plan(folder))
-    return folder
+    return shared("simulated", lambda folder: dataset.simulate(coarse_plan(folder / "bids"))) / "bids"
 
 
 def coarse_plan(folder: Path):
@@ -82,20 +101,23 @@ def coarse_plan(folder: Path):
 
 
 @pytest.fixture(scope="session")
-def quick(tmp_path_factory) -> Path:
+def quick(shared) -> Path:
     """Settings for quick runs: affine registration."""
-    path = tmp_path_factory.mktemp("settings") / "quick.toml"
-    path.write_text('registration = "affine"\n')
-    return path
+
+    def make(folder: Path) -> None:
+        (folder / "quick.toml").write_text('registration = "affine"\n')
+
+    return shared("settings", make) / "quick.toml"
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, simulated, quick) -> Path:
+def finished(shared, simulated, quick) -> Path:
     """Output of both levels for `simulated`."""
     from bids_epvs.cli import run, settings_from
 
-    out = tmp_path_factory.mktemp("finished") / "out"
-    common = [str(simulated), str(out)]
-    assert run(settings_from([*common, "participant", "--config-file", str(quick), "-q"])) == 0
-    assert run(settings_from([*common, "group", "-q"])) == 0
-    return out
+    def make(folder: Path) -> None:
+        common = [str(simulated), str(folder / "out")]
+        assert run(settings_from([*common, "participant", "--config-file", str(quick), "-q"])) == 0
+        assert run(settings_from([*common, "group", "-q"])) == 0
+
+    return shared("finished", make) / "out"

@@ -19,6 +19,23 @@ def test_expectation_maximisation_recovers_overlapping_classes(rng):
     assert (posterior.argmax(axis=1) == truth).mean() > 0.98
 
 
+def test_cortex_beside_dark_fluid_is_not_taken_for_white_matter(rng):
+    """As on FLAIR: fluid is dark, cortex brighter than white matter, and what holds both looks like white matter."""
+    truth = rng.integers(0, 3, 20_000)
+    values = np.array([0.15, 0.86, 0.72])[truth] + rng.normal(0, 0.05, len(truth))
+    mixed = (truth == 1) & (rng.random(len(truth)) < 0.3)
+    values[mixed] -= rng.random(mixed.sum()) * 0.7
+    priors = np.full((len(truth), 3), 0.2)
+    priors[np.arange(len(truth)), np.where(rng.random(len(truth)) < 0.4, rng.integers(0, 3, len(truth)), truth)] = 0.6
+    wrong = {}
+    for border in (0.0, brain.BORDER):
+        found = brain.expectation_maximisation(values[:, None], priors, border=border)
+        assert found.shape == priors.shape
+        np.testing.assert_allclose(found.sum(axis=1), 1)
+        wrong[border] = ((found.argmax(axis=1) != truth) & (truth > 0)).mean()
+    assert wrong[brain.BORDER] < 0.8 * wrong[0.0], wrong
+
+
 def test_brain_mask_is_one_piece_without_holes():
     inside = np.zeros((20, 22, 8))
     inside[4:16, 4:18, :] = 0.9
