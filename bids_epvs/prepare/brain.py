@@ -37,7 +37,7 @@ KEPT = (*MIXED, 11, 50, 13, 52, 26, 58)
 Gaussian for all nuclei takes the dark pallidum for white matter, and voxels between ventricle and white matter for
 caudate (compared on simulated T2w of heads 12 and 17)."""
 BORDER = 0.15
-"""Share of the grey matter's voxels that hold fluid too. Without a class for them the Gaussian of grey matter is so broad
+"""Share of the grey matter voxels that hold fluid too. Without a class for them the Gaussian of grey matter is so broad
 that on FLAIR cortex is taken for white matter (heads 12 and 17 at 1 mm: white matter 0.85 and 0.86, with it 0.87 both;
 T2w and T1w gain less or nothing)."""
 OUTSIDE = 0.4
