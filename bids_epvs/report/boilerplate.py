@@ -49,7 +49,8 @@ def methods(settings: Settings) -> str:
             f"label maps of real people (after Billot et al.), in the pose of ICBM152 2009a symmetric (ANTs, {warp}), "
             f"and by a second one at 1 mm in the deep grey matter; their borders were sharpened in the plane of the "
             f"slices by a 2-D U-Net where slices lie 2 mm or more apart, otherwise by expectation maximisation with "
-            f"these probabilities as prior. "
+            f"these probabilities as prior, and those of caudate, putamen, pallidum and thalamus by the intensity that "
+            f"each of them has in the scan. "
         )
     else:
         anatomy = (
