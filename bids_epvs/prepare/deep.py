@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_epvs.prepare.labels import ATLAS_LABELS
+from bids_epvs.prepare.resample import bounding_box
 
 KINDS = ((2, 41), (11, 50), (12, 51), (13, 52), (10, 49))
 """Left and right index of white matter, caudate, putamen, pallidum, thalamus. Accumbens looks like its neighbours, the
@@ -60,9 +61,10 @@ def sharpened(
     ----------
     Mixture with given priors as Ashburner & Friston 2005, doi:10.1016/j.neuroimage.2005.02.018.
     """
-    box = _around(np.isin(labels, NUCLEI), spacing)
-    if box is None:
+    nuclei = np.isin(labels, NUCLEI)
+    if not nuclei.any():
         return labels
+    box = bounding_box(nuclei, [int(np.ceil(MARGIN_MM / s)) for s in spacing])
     left, right = (prior[box][..., [_INDICES.index(kind[side]) for kind in KINDS]] for side in range(2))
     given = left + right
     total = given.sum(axis=-1)
@@ -76,13 +78,14 @@ def sharpened(
     clear = ndimage.binary_erosion(np.isin(labels[box], SOLID), np.ones([3 if s else 1 for s in sigma]))
     counts = np.where(clear, 1, AT_FLUID)[solid]
     values = np.stack([image[box] for image in images], axis=-1).astype(np.float32)
+    places = _places(solid, spacing)
     for _ in range(2):  # the deviation is too large while the field is in it
         values /= _deviation(values[white])
-        field, means = _fitted(values[solid], given[solid], _places(solid, spacing), counts)
+        field, means = _fitted(values[solid], given[solid], places, counts)
         values[solid] /= field
     fit = np.zeros(given.shape, np.float32)
     fit[solid] = log_likelihoods(values[solid], means)
-    fit = _around_each(fit, solid, sigma)
+    fit = _averaged(fit, solid, sigma)
     with np.errstate(divide="ignore"):
         score = np.log(np.where(given[unsure] < POSSIBLE, 0, given[unsure])) + TRUST * fit[unsure]
     out = labels.copy()
@@ -91,19 +94,10 @@ def sharpened(
     return out
 
 
-def _around_each(fit: np.ndarray, mask: np.ndarray, sigma: Sequence[float]) -> np.ndarray:
+def _averaged(fit: np.ndarray, mask: np.ndarray, sigma: Sequence[float]) -> np.ndarray:
     """Mean around each voxel of a mask, weighted by a Gaussian (voxels), of (X, Y, Z, kinds) inside the mask."""
     weight = ndimage.gaussian_filter(mask.astype(np.float32), sigma, truncate=3)
     return ndimage.gaussian_filter(fit, (*sigma, 0), truncate=3) / np.maximum(weight, 1e-3)[..., None]
-
-
-def _around(mask: np.ndarray, spacing: Sequence[float]) -> tuple[slice, ...] | None:
-    """Bounding box with `MARGIN_MM`; None of an empty mask."""
-    found = ndimage.find_objects(mask.astype(np.uint8))
-    if not found:
-        return None
-    reach = [int(np.ceil(MARGIN_MM / s)) for s in spacing]
-    return tuple(slice(max(0, b.start - r), b.stop + r) for b, r in zip(found[0], reach, strict=True))
 
 
 def _deviation(sure: np.ndarray) -> np.ndarray:

@@ -68,12 +68,9 @@ def test_output_shape_range_and_determinism(name, spacing, rng):
     first = 1 if spec.regions == ("BasalGanglia",) else 3
     prepared, _ = phantom(spacing, rng, [((12, 24, 24), (0, 0, 1), 2.0, 12)], first=first)
     before = prepared.images["T2w"].copy()
-
-    def answer():
-        return explain.added(spec, prepared, spec.predict(prepared, spec.parameters), spec.parameters)
-
-    found = answer()
-    again = answer() if spacing == ISO else found  # ResNet-152 takes half a minute
+    found, again = (
+        explain.added(spec, prepared, spec.predict(prepared, spec.parameters), spec.parameters) for _ in "ab"
+    )
     np.testing.assert_array_equal(prepared.images["T2w"], before)
     for kind in ("probability", "mask", "saliency"):
         made = getattr(found, kind)
