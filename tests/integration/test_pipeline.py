@@ -58,7 +58,8 @@ def content(path: Path) -> bytes:
     if path.name != "dataset_description.json":
         return path.read_bytes()
     told = json.loads(path.read_text())
-    assert set(told.pop("DatasetLinks")) == {"raw"}
+    link = told.pop("DatasetLinks")["raw"]
+    assert told.pop("SourceDatasets") == [{"URL": link}]
     return json.dumps(told).encode()
 
 
