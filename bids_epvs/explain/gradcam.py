@@ -61,43 +61,36 @@ def gradients(model: keras.Model, image: np.ndarray, layer: str, output: str) ->
     """Feature maps of a layer and the gradient of an output with respect to them, both (x, y, z, maps)."""
     import keras
 
-    parts = [model.get_layer(name).output for name in (layer, output)]
-    both = keras.Model(model.inputs, parts)
-    return _slopes(lambda given: both(given), np.asarray(image, np.float32)[None], inner=True)
+    at, end = (model.get_layer(name).output for name in (layer, output))
+    before, after = keras.Model(model.input, at), keras.Model(at, end)  # nothing is differentiated before the layer
+    features = keras.ops.convert_to_numpy(before(np.asarray(image, np.float32)[None], training=False))
+    return features[0], input_gradients(after, features)[1][0]
 
 
 def input_gradients(model: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Outputs (n,) of a model with one output and their gradients with respect to its inputs (n, X, Y, Z, channels)."""
-    values, slopes = _slopes(lambda given: (given, model(given, training=False)), np.asarray(images, np.float32))
-    return values, slopes
+    """Outputs (n,) of a model with one output and their gradients with respect to its inputs (n, X, Y, Z, channels).
 
-
-def _slopes(run: Any, seen: np.ndarray, *, inner: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Gradient of the sum of the second result of `run` with respect to the first.
-
-    Returns the first item of features and gradient (`inner`), or values of the second result and gradients of all
-    items. The only place that calls a backend by name.
+    The only place that calls a backend by name.
     """
     import keras
 
+    seen = keras.ops.convert_to_tensor(np.asarray(images, np.float32))
     if keras.backend.backend() == "torch":
         import torch
 
         with torch.enable_grad():
-            features, score = run(keras.ops.convert_to_tensor(seen).requires_grad_())
-            (slope,) = torch.autograd.grad(score.sum(), features)
-        first, second, third = (a.detach().cpu().numpy() for a in (features, slope, score))
+            value = model(seen.requires_grad_(), training=False)
+            (slope,) = torch.autograd.grad(value.sum(), seen)
     elif keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        with tf.GradientTape() as tape:
-            given = tf.convert_to_tensor(seen)
-            tape.watch(given)  # so that everything computed from it is recorded
-            features, score = run(given)
-        first, second, third = features.numpy(), tape.gradient(score, features).numpy(), score.numpy()
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(seen)
+            value = model(seen, training=False)
+        slope = tape.gradient(value, seen)
     else:
         raise NotImplementedError(f"gradients need TensorFlow or torch, not {keras.backend.backend()}")
-    return (first[0], second[0]) if inner else (third.reshape(len(seen)), second)
+    return keras.ops.convert_to_numpy(value).reshape(len(images)), keras.ops.convert_to_numpy(slope)
 
 
 def resized(small: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
