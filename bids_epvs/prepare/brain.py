@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from bids_epvs.prepare.ants import Transform
 
 WORK_MM = 1.0
+AIR_MM = 6.0
+"""Margin around the head's structures; what lies beyond is not looked at."""
 SMOOTH_MM = 0.8
 """Standard deviation (mm) of the smoothing of label scores along axes with small voxels."""
 _CLASSES = ("CSF", "GM", "WM", "DGM")
@@ -81,10 +83,13 @@ class Parcels:
         (X, Y, Z, labels), float32, template millimetres; what is missing to 1 is background.
     labels : tuple of int
         FreeSurfer index of each volume.
+    fine : Nifti1Image, optional
+        The same with smaller voxels, of a part of the head; there it is what counts.
     """
 
     probability: Nifti1Image
     labels: tuple[int, ...]
+    fine: Nifti1Image | None = None
 
     def expected_dice(self) -> dict[int, float]:
         """Dice of each structure with a truth drawn from the probabilities: a quality score, 1 where all is certain.
@@ -533,15 +538,20 @@ def placed(parcels: Parcels, to_template: np.ndarray, grid: Nifti1Image) -> tupl
         Probability of any structure, (X, Y, Z).
     """
     prior = np.zeros((*grid.shape[:3], len(ATLAS_LABELS)), np.float32)
-    data = np.asarray(parcels.probability.dataobj)
-    matrix = np.linalg.inv(parcels.probability.affine) @ to_template @ grid.affine
-    inside = affine_sample(data.sum(axis=-1), matrix, grid.shape[:3], order=1)
+    first = np.linalg.inv(parcels.probability.affine) @ to_template @ grid.affine
+    total = np.asarray(parcels.probability.dataobj).sum(axis=-1)
+    inside = affine_sample(total, first, grid.shape[:3], order=1)
     wanted = np.argwhere(inside > 0.01)
-    points = wanted @ matrix[:3, :3].T + matrix[:3, 3]
-    held = ((points >= 0) & (points <= np.array(data.shape[:3]) - 1)).all(axis=1)
-    i, j, k = wanted[held].T
     columns = [list(ATLAS_LABELS).index(index) for index in parcels.labels]
-    prior[i[:, None], j[:, None], k[:, None], columns] = _gathered(data, points[held])
+    for part in filter(None, (parcels.probability, parcels.fine)):
+        data = np.asarray(part.dataobj)
+        matrix = np.linalg.inv(part.affine) @ to_template @ grid.affine
+        points = wanted @ matrix[:3, :3].T + matrix[:3, 3]
+        held = ((points >= 0) & (points <= np.array(data.shape[:3]) - 1)).all(axis=1)
+        i, j, k = wanted[held].T
+        found = _gathered(data, points[held])
+        prior[i[:, None], j[:, None], k[:, None], columns] = found
+        inside[i, j, k] = found.sum(axis=1)
     return prior, inside
 
 
@@ -573,11 +583,13 @@ def from_parcels(
         `skull`, which all probabilities are multiplied with. It is asked for as late as possible, so that it can be
         computed meanwhile.
     """
-    full = images[0]
-    grid = work_grid(full)
+    whole = images[0].shape[:3]
+    box = _around(parcels, to_template, images[0])
+    near = [image.slicer[box] for image in images]
+    full, grid = near[0], work_grid(near[0])
     spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
     prior, inside = placed(parcels, to_template, grid)
-    coarse = [resample(image, grid) for image in images]
+    coarse = [resample(image, grid) for image in near]
     better = outline(coarse, prior) if outline else None
     found = prior if better is None else better
     if within:
@@ -595,7 +607,24 @@ def from_parcels(
     else:
         labels = np.where(mask, _INDICES[np.argmax(better, axis=-1)], 0)
     labels = deep.sharpened(labels, found, [np.asarray(image.dataobj) for image in coarse], spacing)
-    return _finished(full, grid, labels, found, mask, border, sure=SURE)
+    made = _finished(full, grid, labels, found, mask, border, sure=SURE)
+    out = Anatomy(np.zeros(whole, made.labels.dtype), np.zeros(whole, bool))
+    out.labels[box], out.brain[box] = made.labels, made.brain
+    return out
+
+
+def _around(parcels: Parcels, to_template: np.ndarray, image: Nifti1Image) -> tuple[slice, ...]:
+    """The part of a scan that holds the head's structures, and `AIR_MM` more; all of it where there are none."""
+    somewhere = np.argwhere(np.asarray(parcels.probability.dataobj).sum(axis=-1) > 0.01)
+    matrix = np.linalg.inv(to_template @ image.affine) @ parcels.probability.affine
+    points = somewhere @ matrix[:3, :3].T + matrix[:3, 3]
+    sizes = np.array(image.shape[:3])
+    if not ((points > -1) & (points < sizes)).all(axis=1).any():
+        return tuple(slice(0, n) for n in sizes)
+    margin = AIR_MM / np.linalg.norm(image.affine[:3, :3], axis=0)
+    low = np.clip(np.floor(points.min(axis=0) - margin), 0, sizes - 1).astype(int)
+    high = np.clip(np.ceil(points.max(axis=0) + margin) + 1, low + 1, sizes).astype(int)
+    return tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
 
 
 def from_segmentation(segmentation: Nifti1Image, t2w: Nifti1Image, transform: Transform | None) -> Anatomy:

@@ -24,6 +24,8 @@ SOLID = (2, 41, *NUCLEI, 26, 58, 28, 60)
 """Those, accumbens and ventral diencephalon."""
 MARGIN_MM = 8.0
 """White matter within this of the nuclei's bounding box takes part."""
+SURE_WHITE = 0.95
+"""Probability above which a voxel is white matter."""
 POSSIBLE = 0.02
 """Least probability of a kind that intensities can raise."""
 TRUST, MOST = 0.7, 3.0
@@ -70,28 +72,50 @@ def sharpened(
     total = given.sum(axis=-1)
     solid = np.isin(labels[box], np.ravel(KINDS)) & (total > 0.3)
     given /= np.maximum(total, 1e-6)[..., None]
-    white = solid & (given[..., 0] > 0.95)
-    if not white.any():
+    if not (solid & (given[..., 0] > SURE_WHITE)).any():
         return labels
     unsure = solid & (np.count_nonzero(given >= POSSIBLE, axis=-1) > 1)
     sigma = [SMOOTH_MM / s if s < 2 else 0.0 for s in spacing]
     clear = ndimage.binary_erosion(np.isin(labels[box], SOLID), np.ones([3 if s else 1 for s in sigma]))
-    counts = np.where(clear, 1, AT_FLUID)[solid]
-    values = np.stack([image[box] for image in images], axis=-1).astype(np.float32)
-    places = _places(solid, spacing)
-    for _ in range(2):  # the deviation is too large while the field is in it
-        values /= _deviation(values[white])
-        field, means = _fitted(values[solid], given[solid], places, counts)
-        values[solid] /= field
-    fit = np.zeros(given.shape, np.float32)
-    fit[solid] = log_likelihoods(values[solid], means)
-    fit = _averaged(fit, solid, sigma)
+    values = np.stack([image[box] for image in images], axis=-1)
+    fit = _averaged(fitting(values, given, solid, clear, spacing), solid, sigma)
     with np.errstate(divide="ignore"):
         score = np.log(np.where(given[unsure] < POSSIBLE, 0, given[unsure])) + TRUST * fit[unsure]
     out = labels.copy()
     side = np.isin(labels[box][unsure], [index for _, index in KINDS]).astype(int)
     out[box][unsure] = np.array(KINDS, labels.dtype)[np.argmax(score, axis=-1), side]
     return out
+
+
+def fitting(
+    values: np.ndarray, given: np.ndarray, solid: np.ndarray, clear: np.ndarray, spacing: Sequence[float]
+) -> np.ndarray:
+    """How well each voxel fits each of `KINDS`: `log_likelihoods`, float32 (X, Y, Z, kinds), 0 where it is not solid.
+
+    Parameters
+    ----------
+    values : ndarray
+        Bias-corrected sequences, (X, Y, Z, channels).
+    given : ndarray
+        Probability of each kind, (X, Y, Z, kinds), sums to 1 where solid; somewhere white matter must be sure.
+    solid : ndarray of bool
+        Voxels that are one of `KINDS`.
+    clear : ndarray of bool
+        Voxels that touch neither fluid nor cortex (the others hardly count, see `AT_FLUID`).
+    spacing : sequence of float
+        mm.
+    """
+    even = values.astype(np.float32)
+    white = solid & (given[..., 0] > SURE_WHITE)
+    counts = np.where(clear, 1, AT_FLUID)[solid]
+    places = _places(solid, spacing)
+    for _ in range(2):  # the deviation is too large while the field is in it
+        even /= _deviation(even[white])
+        field, means = _fitted(even[solid], given[solid], places, counts)
+        even[solid] /= field
+    fit = np.zeros(given.shape, np.float32)
+    fit[solid] = log_likelihoods(even[solid], means)
+    return fit
 
 
 def _averaged(fit: np.ndarray, mask: np.ndarray, sigma: Sequence[float]) -> np.ndarray:

@@ -109,6 +109,33 @@ def test_intensities_do_not_decide_about_what_a_network_has_seen():
     assert (brain.label_map(prior, posterior, mask, (4.0, 4.0, 4.0)) == 2).all(), "an atlas has not seen them"
 
 
+def test_where_there_is_a_finer_grid_it_counts():
+    labels, affine = (2, 12), np.diag([2.0, 2.0, 2.0, 1.0])
+    coarse = np.zeros((12, 12, 12, 2), np.float32)
+    coarse[..., 0] = 0.9
+    small = np.diag([1.0, 1.0, 1.0, 1.0])
+    small[:3, 3] = 7.5  # eight voxels of 1 mm that fill coarse voxels 4 to 7
+    fine = np.zeros((8, 8, 8, 2), np.float32)
+    fine[:4, ..., 0], fine[4:, ..., 1] = 1.0, 0.8
+    scan = nib.Nifti1Image(np.zeros((24, 24, 24), np.float32), np.eye(4))
+    columns = [list(ATLAS_LABELS).index(i) for i in labels]
+    parcels = brain.Parcels(nib.Nifti1Image(coarse, affine), labels)
+    prior, inside = brain.placed(parcels, np.eye(4), scan)
+    prior = prior[..., columns]
+    assert np.allclose(prior[1:22, 1:22, 1:22], (0.9, 0), atol=1e-6) and np.allclose(inside[8:16, 8:16, 8:16], 0.9)
+    both = brain.Parcels(parcels.probability, labels, fine=nib.Nifti1Image(fine, small))
+    with_it, whole = brain.placed(both, np.eye(4), scan)
+    with_it = with_it[..., columns]
+    part = (slice(8, 15),) * 3
+    assert np.allclose(with_it[8:11, 8:15, 8:15], (1, 0), atol=1e-6)
+    assert np.allclose(with_it[11, 8:15, 8:15], (0.5, 0.4), atol=1e-6), "half of each of two voxels"
+    assert np.allclose(with_it[12:15, 8:15, 8:15], (0, 0.8), atol=1e-6)
+    assert np.allclose(whole[part], with_it[part].sum(axis=-1))
+    rest = np.ones(scan.shape, bool)
+    rest[part] = False
+    assert np.array_equal(with_it[rest], prior[rest]) and np.array_equal(whole[rest], inside[rest])
+
+
 def test_the_deformed_atlas_limits_the_brain(tmp_path):
     from bids_epvs.models import parcellation
     from bids_epvs.prepare import ants, atlas
@@ -188,3 +215,28 @@ def test_a_small_piece_far_from_its_structure_takes_the_label_around_it():
     same = np.ones(labels.shape, bool)
     same[22:24, 22:24, 4] = False
     assert np.array_equal(out[same], labels[same])
+
+
+def test_what_lies_far_from_the_head_is_not_looked_at(monkeypatch):
+    """The same anatomy with much air around the head and with little; only the part around it is worked on."""
+    from bids_epvs.models import parcellation
+
+    frame = parcellation.grid()
+    data = np.zeros((*frame.shape, 2), np.float32)
+    data[20:60, 30:70, 25:60, 0] = 1
+    parcels = brain.Parcels(nib.Nifti1Image(data, frame.affine), (2, 12))
+    looked = []
+    real = brain.placed
+    monkeypatch.setattr(brain, "placed", lambda p, m, g: looked.append(g.shape) or real(p, m, g))
+    made = []
+    for air in (0, 30):
+        values = np.pad(np.where(data[..., 0] > 0, 1, 0).astype(np.float32), air)
+        affine = frame.affine.copy()
+        affine[:3, 3] -= 2.0 * air
+        found = brain.from_parcels([nib.Nifti1Image(values, affine)], parcels, np.eye(4))
+        assert found.labels.shape == found.brain.shape == values.shape
+        made.append([a[tuple(slice(air, air + n) for n in frame.shape)] for a in (found.labels, found.brain)])
+        assert found.brain.sum() == made[-1][1].sum() > 50_000, "all of it lies in the frame"
+    assert looked[0] == looked[1]
+    assert np.prod(looked[0]) < 0.4 * np.prod(frame.shape)
+    assert np.array_equal(made[0][0], made[1][0]) and np.array_equal(made[0][1], made[1][1])
