@@ -1,23 +1,26 @@
 """A second look at the deep grey matter: a 3-D U-Net that sharpens the answer of the parcellation network there.
 
-`models.parcellation` convolves at 4 mm, too coarse for caudate, pallidum or the border of the thalamus. This network
-sees a box around them in each half of the head: the same evidence at 1 mm, and the probabilities found so far, whose
-logarithm it corrects. The grid of the answer stays that of the parcellation (2 mm, shares of a voxel).
+`models.parcellation` answers at 2 mm, too coarse for caudate, pallidum or the border of the thalamus. This network
+sees a box around them in each half of the head: the same evidence at 1 mm, how well each voxel fits the intensities of
+each nucleus of this scan (`prepare.deep`), and the probabilities found so far, whose logarithm it corrects. It
+convolves at 2 mm and below, and answers at 1 mm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
+from scipy import ndimage
 
 from bids_epvs.models import parcellation, weights
 from bids_epvs.models.spec import Weights
+from bids_epvs.prepare import deep
 from bids_epvs.prepare.brain import Parcels
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ NAME = "nuclei"
 """Name on the command line (``--weights nuclei=FILE``)."""
 WEIGHTS = Weights(
     file="nuclei.npz",
-    sha256="dadbe72b31297728cb2ce21a9bc940d49115822e512f45734e3fb975fdd0908b",
+    sha256="0966ad2ba1249050dfef50d0a3ffac89b8320a15880b0f7b89dcc851f51bca2f",
     licence="Apache-2.0",
     trained_on="simulated images of twelve label maps (see nuclei.json beside the weights)",
 )
@@ -35,8 +38,12 @@ BOX = (slice(18, 42), slice(34, 74), slice(24, 56))
 """Voxels of a half of the parcellation's grid: basal ganglia, thalamus and ventral diencephalon with a margin."""
 SHAPE = tuple(s.stop - s.start for s in BOX)
 FINE = 2
-"""Voxels that the network sees along each side of one it speaks about."""
-WIDTHS = (24, 48, 96)
+"""Voxels of the box along each side of one of the parcellation."""
+WIDTHS, SHARP = (24, 48, 96), 12
+"""Filters of each level, finest (2 mm) first, and of the last look at 1 mm."""
+_BOXES = (slice(None), *BOX)
+_PLACE = (slice(BOX[0].start, parcellation.SHAPE[0] - BOX[0].start), *BOX[1:])
+"""The boxes of both halves, and what lies between, in the whole grid of the parcellation."""
 _EDGE = 2
 """Voxels over which the correction fades out towards the faces of the box."""
 _FLOOR = 0.01
@@ -58,14 +65,57 @@ def halves(volume: np.ndarray) -> np.ndarray:
     return np.stack([volume[:n], volume[::-1][:n]])
 
 
+KINDS = ("CerebralWhiteMatter", "Caudate", "Putamen", "Pallidum", "Thalamus")
+"""Classes that are `deep.KINDS`."""
+CHANNELS = parcellation.CHANNELS + len(KINDS)
+_CLEAR = 0.9
+"""Probability of solid structures in a voxel, and its neighbours, that counts in their means."""
+
+
+def evidence(values: np.ndarray, fit: parcellation.Fit, known: np.ndarray) -> np.ndarray:
+    """What the network sees of one box, float32 (FINE * X, FINE * Y, FINE * Z, CHANNELS).
+
+    After `parcellation.likened` the likelihood of each of `KINDS`, 1 for the likeliest, and for all where the box holds
+    none of them, or none can be told from the others.
+
+    Parameters
+    ----------
+    values : ndarray
+        Intensities of the box at 1 mm; 0 where nothing was imaged.
+    fit : Fit
+        Of the image.
+    known : ndarray
+        (X, Y, Z, classes) probabilities found so far.
+    """
+    out = np.ones((*values.shape, CHANNELS), np.float32)
+    out[..., : parcellation.CHANNELS] = parcellation.likened(values, fit)
+    numbers = [parcellation.NAMES.index(n) for n in KINDS]
+    others = [parcellation.NAMES.index(n) for n in ("Accumbens", "VentralDC")]
+    shares, total, clear = (
+        known[..., numbers],
+        known[..., numbers].sum(axis=-1),
+        known[..., numbers + others].sum(axis=-1),
+    )
+    parts = [shares / np.maximum(total, 1e-6)[..., None], total > 0.3, clear > _CLEAR]
+    for axis in range(3):
+        parts = [part.repeat(FINE, axis=axis) for part in parts]
+    given, solid, clear = parts
+    clear = ndimage.binary_erosion(clear, np.ones((3, 3, 3)))
+    solid &= values > 0
+    if (solid & (given[..., 0] > deep.SURE_WHITE)).any():
+        spacing = [parcellation.SPACING_MM / FINE] * 3
+        out[..., parcellation.CHANNELS :] = np.exp(deep.fitting(values[..., None], given, solid, clear, spacing))
+    return out
+
+
 def taper() -> np.ndarray:
-    """1 in the box, falling linearly towards its faces, float32 (X, Y, Z, 1)."""
-    sides = [np.minimum(1, np.minimum(k := np.arange(1, n + 1), k[::-1]) / (_EDGE + 1)) for n in SHAPE]
+    """1 in the box, falling linearly towards its faces, float32 (FINE * X, FINE * Y, FINE * Z, 1)."""
+    sides = [np.minimum(1, np.minimum(k := np.arange(FINE * n) + 0.5, k[::-1]) / (FINE * _EDGE)) for n in SHAPE]
     return (sides[0][:, None, None] * sides[1][None, :, None] * sides[2])[..., None].astype(np.float32)
 
 
 def build(widths: tuple[int, ...] = WIDTHS) -> keras.Model:
-    """The network: evidence at 1 mm and probabilities at 2 mm to logits at 2 mm; untrained it changes nothing.
+    """The network: evidence at 1 mm and probabilities at 2 mm to logits at 1 mm; untrained it changes nothing.
 
     Parameters
     ----------
@@ -77,12 +127,16 @@ def build(widths: tuple[int, ...] = WIDTHS) -> keras.Model:
 
     from bids_epvs.models import blocks
 
-    seen = keras.Input((*(FINE * n for n in SHAPE), parcellation.CHANNELS), name="evidence")
+    seen = keras.Input((*(FINE * n for n in SHAPE), CHANNELS), name="evidence")
     known = keras.Input((*SHAPE, len(parcellation.CLASSES)), name="known")
     x = layers.Concatenate()([blocks.space_to_depth(seen), known])
     x = blocks.unet(x, widths)
-    change = layers.Conv3D(len(parcellation.CLASSES), 1, kernel_initializer="zeros")(x)
-    return keras.Model([seen, known], ops.log(known + _FLOOR) + change * taper()[None], name=NAME)
+    number = len(parcellation.CLASSES)
+    change = blocks.depth_to_space(layers.Conv3D(FINE**3 * number, 1, kernel_initializer="zeros")(x))
+    sharp = blocks.depth_to_space(layers.Conv3D(FINE**3 * SHARP, 1)(x))
+    sharp = blocks.convolve(layers.Concatenate()([seen, sharp]), SHARP)
+    change = change + layers.Conv3D(number, 1, kernel_initializer="zeros")(sharp)
+    return keras.Model([seen, known], ops.log(blocks.doubled(known) + _FLOOR) + change * taper()[None], name=NAME)
 
 
 @cache
@@ -100,7 +154,7 @@ def refined(
     *,
     model: keras.Model | None = None,
 ) -> np.ndarray:
-    """Probabilities of both halves with the boxes replaced by what this network says.
+    """What this network says of the boxes of both halves, (2, FINE * X, FINE * Y, FINE * Z, classes).
 
     Parameters
     ----------
@@ -116,12 +170,12 @@ def refined(
         By default the packaged one.
     """
     model = model or network()
-    near = halves(parcellation.likened(parcellation.on_grid(image, to_template, grid()), fit))
-    out = sides.copy()
-    for side, seen in enumerate(near):
-        known = sides[(side, *BOX)]
-        out[(side, *BOX)] = parcellation.softmax(np.asarray(model.predict_on_batch([seen[None], known[None]]))[0])
-    return out
+    boxes = halves(parcellation.on_grid(image, to_template, grid()))
+    each = [
+        (evidence(values, fit, known)[None], known[None]) for values, known in zip(boxes, sides[_BOXES], strict=True)
+    ]
+    made = [model.predict_on_batch(list(given)) for given in each]
+    return parcellation.softmax(np.concatenate([np.asarray(m) for m in made]))
 
 
 def predict(
@@ -140,4 +194,34 @@ def predict(
     first, second : keras.Model, optional
         The parcellation network and this one; by default the packaged ones.
     """
-    return parcellation.predict(images, to_template, model=first, refine=partial(refined, model=second))
+    first, second = first or parcellation.network(), second or network()
+    coarse, fine = [], []
+    for image in images:
+        fit, sides = parcellation.look(image, to_template, first)
+        coarse.append(parcellation.merged(*sides))
+        left, right = refined(image, to_template, fit, sides, model=second)
+        fine.append(parcellation.merged(left, right, grid().shape[0]))
+    whole, near = parcellation.averaged(coarse), parcellation.averaged(fine)
+    whole[_PLACE] = _shared(near)
+    clean = parcellation.without_islands(whole, parcellation.outputs())
+    near = _without(near, (clean[_PLACE] == 0) & (whole[_PLACE] > 0))
+    return Parcels(
+        nib.Nifti1Image(clean, parcellation.grid().affine),
+        parcellation.outputs(),
+        fine=nib.Nifti1Image(near, grid().affine),
+    )
+
+
+def _shared(fine: np.ndarray) -> np.ndarray:
+    """Means of blocks of `FINE` voxels along each side, (X, Y, Z, labels)."""
+    x, y, z = (n // FINE for n in fine.shape[:3])
+    return fine.reshape(x, FINE, y, FINE, z, FINE, -1).mean(axis=(1, 3, 5))
+
+
+def _without(fine: np.ndarray, gone: np.ndarray) -> np.ndarray:
+    """Probabilities of the boxes without labels in blocks where they are `gone`; the others get what those held."""
+    for axis in range(3):
+        gone = gone.repeat(FINE, axis=axis)
+    out = np.where(gone, np.float32(0), fine)
+    before, after = fine.sum(axis=-1), out.sum(axis=-1)
+    return out * np.where(after > 1e-3, before / np.maximum(after, 1e-3), 1)[..., None].astype(np.float32)

@@ -11,7 +11,7 @@ doi:10.1016/j.media.2023.102789).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -297,24 +297,32 @@ def outputs() -> tuple[int, ...]:
     return tuple(out)
 
 
-def merged(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Probabilities of both halves (HALF, Y, Z, classes), the right one mirrored, as `Parcels` stores them.
+def merged(left: np.ndarray, right: np.ndarray, width: int = SHAPE[0]) -> np.ndarray:
+    """Probabilities of both halves, the right one mirrored, as `Parcels` stores them: (width, Y, Z, labels), float32.
 
     Where the halves overlap, paired structures come from their own half and midline structures from the mean.
+
+    Parameters
+    ----------
+    left, right : ndarray
+        (half, Y, Z, classes).
+    width : int
+        Voxels along R; the halves begin at its two ends.
     """
     labels = outputs()
-    out = np.zeros((SHAPE[0], *left.shape[1:3], len(labels)), np.float32)
-    sides = out[:HALF], out[::-1][:HALF]
-    seen = np.zeros((SHAPE[0], 1, 1), np.float32)
-    seen[:HALF] += 1
-    seen[-HALF:] += 1
+    half = len(left)
+    out = np.zeros((width, *left.shape[1:3], len(labels)), np.float32)
+    seen = np.zeros((width, 1, 1), np.float32)
+    seen[:half] += 1
+    seen[-half:] += 1
     background = np.zeros(out.shape[:3], np.float32)
-    for half, side, rest in zip((left, right), sides, (background, background[::-1]), strict=True):
-        rest[:HALF] += half[..., 0]
+    sides = (out, background), (out[::-1], background[::-1])
+    for found, (side, rest) in zip((left, right), sides, strict=True):
+        rest[:half] += found[..., 0]
         for k, structure in enumerate(CLASSES[1:OTHER_SIDE], start=1):
             index = 2 if structure.name == "WhiteMatterLesion" else structure.labels[0]
-            column = index if structure.midline or half is left else mirrored(index)
-            side[..., labels.index(column)] += half[..., k]
+            column = index if structure.midline or found is left else mirrored(index)
+            side[:half, ..., labels.index(column)] += found[..., k]
     for structure in CLASSES[1:OTHER_SIDE]:
         if structure.midline:
             out[..., labels.index(structure.labels[0])] /= seen
@@ -362,41 +370,33 @@ def seen_halves(model: keras.Model, seen: np.ndarray) -> np.ndarray:
     return np.stack(each)
 
 
-Refine = Callable[[Nifti1Image, np.ndarray, Fit, np.ndarray], np.ndarray]
-"""Another look at one image: image, pose, its intensities, probabilities of both halves; to better probabilities."""
+def look(image: Nifti1Image, to_template: np.ndarray, model: keras.Model) -> tuple[Fit, np.ndarray]:
+    """Intensities of the tissues of an image, and what the network finds in it (see `seen_halves`)."""
+    values = on_grid(image, to_template, grid())
+    fit = fitted(values)
+    return fit, seen_halves(model, likened(values, fit))
 
 
-def predict(
-    images: Sequence[Nifti1Image],
-    to_template: np.ndarray,
-    *,
-    model: keras.Model | None = None,
-    refine: Refine | None = None,
-) -> Parcels:
-    """Structures of a head from one or several images of it.
+def predict(images: Sequence[Nifti1Image], to_template: np.ndarray, *, model: keras.Model | None = None) -> Parcels:
+    """Structures of a head from one or several images of it, by this network alone.
 
     Parameters
     ----------
     images : sequence of Nifti1Image
-        Bias-corrected, aligned with each other; their probabilities are averaged.
+        At least one; bias-corrected, aligned with each other; their probabilities are averaged.
     to_template : ndarray
         4 x 4, millimetres of the images to ICBM152 millimetres (affine).
     model : keras.Model, optional
         By default the packaged one.
-    refine : callable, optional
-        What looks again at a part of each image, such as `models.nuclei.refined`.
     """
     model = model or network()
-    total: np.ndarray | None = None
-    for image in images:
-        values = on_grid(image, to_template, grid())
-        fit = fitted(values)
-        sides = seen_halves(model, likened(values, fit))
-        if refine:
-            sides = refine(image, to_template, fit, sides)
-        both = merged(*sides)
-        total = both if total is None else total + both
-    if total is None:
-        raise ValueError("predict needs at least one image")
-    clean = without_islands(total / np.float32(len(images)), outputs())
-    return Parcels(nib.Nifti1Image(clean, grid().affine), outputs())
+    mean = averaged([merged(*look(image, to_template, model)[1]) for image in images])
+    return Parcels(nib.Nifti1Image(without_islands(mean, outputs()), grid().affine), outputs())
+
+
+def averaged(volumes: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean of one or several arrays, float32."""
+    total = volumes[0]
+    for volume in volumes[1:]:
+        total = total + volume
+    return total / np.float32(len(volumes))

@@ -47,9 +47,10 @@ def methods(settings: Settings) -> str:
         anatomy = (
             f"Brain, tissues and regions were found by a 3-D U-Net on a 2 mm grid, trained on simulated contrasts of "
             f"label maps of real people (after Billot et al.), in the pose of ICBM152 2009a symmetric (ANTs, {warp}), "
-            f"and by a second one at 1 mm in the deep grey matter; their borders were sharpened in the plane of the "
-            f"slices by a 2-D U-Net where slices lie 2 mm or more apart, otherwise by expectation maximisation with "
-            f"these probabilities as prior, and those of caudate, putamen, pallidum and thalamus by the intensity that "
+            f"and by a second one at 1 mm in the deep grey matter, which is given the likelihood of each nucleus by "
+            f"the intensities of the scan; their borders were sharpened in the plane of the slices by a 2-D U-Net "
+            f"where slices lie 2 mm or more apart, otherwise by expectation maximisation with these probabilities as "
+            f"prior, and those of caudate, putamen, pallidum and thalamus by the intensity that "
             f"each of them has in the scan. "
         )
     else:

@@ -10,10 +10,10 @@ import keras
 import numpy as np
 from scipy import ndimage
 
-from bids_epvs.models import nuclei, parcellation
+from bids_epvs.models import blocks, nuclei, parcellation
 from bids_epvs.prepare import fields
 from bids_epvs.train import loop
-from bids_epvs.train.parcellation import GAMMA, SHARES, learn, overlap, shares, varied
+from bids_epvs.train.parcellation import GAMMA, SHARES, learn, overlap, varied
 
 JUDGED = ("Caudate", "Putamen", "Pallidum", "Accumbens", "Thalamus", "VentralDC")
 """Classes whose mean Dice is logged as the figure of the network."""
@@ -54,9 +54,9 @@ def read(path: Path, contrast: str, side: int) -> Box:
 
 
 def given(box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Evidence, known probabilities and shares of the classes of a box, float32."""
+    """Evidence, known probabilities and classes (one-hot) of a box, float32."""
     values, fit, known, codes = box
-    return parcellation.likened(values, fit), known, shares(codes)
+    return nuclei.evidence(values, fit, known), known, np.eye(len(parcellation.CLASSES), dtype=np.float32)[codes]
 
 
 def moved(rng: np.random.Generator, box: Box) -> Box:
@@ -96,7 +96,7 @@ def dice(model: keras.Model, files: list[Path]) -> Mapping[str, float]:
         for side in range(2):
             seen, known, target = given(read(path, parcellation.CONTRASTS[number % 3], side))
             after.append((np.asarray(model.predict_on_batch([seen[None], known[None]]))[0], target))
-            before.append((known, target))
+            before.append((np.asarray(blocks.doubled(keras.ops.convert_to_tensor(known[None])))[0], target))
     each, known_each = overlap(after), overlap(before)
     means = [float(np.mean([found[f"dice_{n}"] for n in JUDGED])) for found in (each, known_each)]
     return {"dice": means[0], "known": means[1], **{k: v for k, v in each.items() if v > 0}}

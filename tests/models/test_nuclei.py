@@ -3,6 +3,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bids_epvs.evaluate.metrics import dice
 from bids_epvs.models import nuclei, parcellation
@@ -33,6 +34,13 @@ def example(rng, monkeypatch):
     return boxes.example(rng, anatomy.average())
 
 
+def linear(volume):
+    """(X, Y, Z, channels) at half the voxel size, by another library."""
+    at = np.meshgrid(*(np.arange(2 * n) / 2 - 0.25 for n in volume.shape[:3]), indexing="ij")
+    each = [ndimage.map_coordinates(v, at, order=1, mode="nearest") for v in np.moveaxis(volume, -1, 0)]
+    return np.stack(each, axis=-1)
+
+
 def test_the_box_holds_the_nuclei_of_the_atlas():
     prior = parcellation.priors()
     inside = np.zeros(prior.shape[:3], bool)
@@ -55,30 +63,94 @@ def test_fine_voxels_lie_in_the_coarse_ones():
 
 def test_before_training_it_changes_nothing(rng):
     model = nuclei.build(SMALL)
-    seen = rng.random((1, *(2 * n for n in nuclei.SHAPE), parcellation.CHANNELS), dtype=np.float32)
+    seen = rng.random((1, *(2 * n for n in nuclei.SHAPE), nuclei.CHANNELS), dtype=np.float32)
     known = parcellation.priors()[nuclei.BOX][None]
     found = np.asarray(model.predict_on_batch([seen, known]))
-    assert np.allclose(found, np.log(known + 0.01), atol=1e-4)
+    assert found.shape == (1, *(2 * n for n in nuclei.SHAPE), len(NAMES))
+    assert np.allclose(np.exp(found[0]) - 0.01, linear(known[0]), atol=1e-4)
 
 
-def test_a_mirrored_head_gives_mirrored_structures_and_the_rest_stays(small, rng):
-    first = parcellation.build(SMALL)
+@pytest.fixture
+def scans(rng):
+    """An image without sense, and its mirror image."""
     image = np.zeros(parcellation.SHAPE, np.float32)
     image[20:60, 20:80, 20:60] = 0.2 + rng.random((40, 60, 40), dtype=np.float32)
-    affine = parcellation.grid().affine
-    scans = [nib.Nifti1Image(v, affine) for v in (image, np.ascontiguousarray(image[::-1]))]
-    made = [np.asarray(nuclei.predict([s], np.eye(4), first=first, second=small).probability.dataobj) for s in scans]
+    return [nib.Nifti1Image(v, parcellation.grid().affine) for v in (image, np.ascontiguousarray(image[::-1]))]
+
+
+def test_evidence_knows_each_nucleus_by_its_own_intensity(rng):
+    """A pallidum as dark as white matter is told from the putamen, whatever the pooled Gaussian of grey matter says."""
+    known = parcellation.priors()[nuclei.BOX]
+    likely = known.repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2)
+    levels = dict.fromkeys(NAMES, 0.9) | {"CerebralWhiteMatter": 0.5, "Pallidum": 0.42, "Putamen": 0.6}
+    levels |= {"Caudate": 0.63, "Thalamus": 0.56, "Accumbens": 0.6, "VentralDC": 0.5}
+    true = likely.argmax(axis=-1)
+    values = np.array([levels[n] for n in NAMES])[true] + rng.normal(0, 0.02, true.shape)
+    fit = parcellation.Fit(1.0, np.array([0.9, 0.8, 0.5, 0.6]), np.full(4, 0.01))
+    seen = nuclei.evidence(values.astype(np.float32), fit, known)
+    assert seen.shape == (*values.shape, nuclei.CHANNELS) and seen.dtype == np.float32
+    assert np.array_equal(seen[..., : parcellation.CHANNELS], parcellation.likened(values.astype(np.float32), fit))
+    own = seen[..., parcellation.CHANNELS :]
+    assert own.min() > 0 and own.max() == 1
+    for k, name in enumerate(nuclei.KINDS):
+        sure = (likely[..., NAMES.index(name)] > 0.9) if name != "Pallidum" else true == NAMES.index(name)
+        assert own[sure, k].mean() > 0.7, name
+    pallidum, putamen = (nuclei.KINDS.index(n) for n in ("Pallidum", "Putamen"))
+    assert own[true == NAMES.index("Pallidum"), putamen].mean() < 0.15
+    assert own[true == NAMES.index("Putamen"), pallidum].mean() < 0.15
+    assert (nuclei.evidence(values * 0, fit, known)[..., parcellation.CHANNELS :] == 1).all(), "nothing was imaged"
+
+
+def test_a_mirrored_head_gives_mirrored_structures(small, scans):
+    first = parcellation.build(SMALL)
+    made = [nuclei.predict([s], np.eye(4), first=first, second=small) for s in scans]
     labels = parcellation.outputs()
     swap = [labels.index(mirrored(i)) for i in labels]
-    assert np.allclose(made[0], made[1][::-1][..., swap], atol=1e-4)
-    fit = parcellation.Fit(1.0, np.linspace(0.1, 0.9, 4), np.full(4, 0.01))
-    sides = np.stack([parcellation.priors()] * 2)
-    better = nuclei.refined(scans[0], np.eye(4), fit, sides, model=small)
-    inside = np.zeros(sides.shape[1:4], bool)
-    inside[nuclei.BOX] = True
-    assert np.array_equal(better[:, ~inside], sides[:, ~inside])
-    assert np.abs(better - sides)[:, inside].max() > 0.1
-    assert np.allclose(better.sum(axis=-1), 1, atol=1e-4)
+    for part in ("probability", "fine"):
+        one, other = (np.asarray(getattr(m, part).dataobj) for m in made)
+        assert np.allclose(one, other[::-1][..., swap], atol=1e-4), part
+        assert np.abs(one - one[::-1][..., swap]).max() > 0.1, "the image must matter"
+
+
+def test_it_speaks_of_its_boxes_and_leaves_the_rest(small, scans, monkeypatch):
+    first = parcellation.build(SMALL)
+    monkeypatch.setattr(parcellation, "without_islands", lambda probability, labels: probability)
+    before = np.asarray(parcellation.predict(scans[:1], np.eye(4), model=first).probability.dataobj)
+    made = nuclei.predict(scans[:1], np.eye(4), first=first, second=small)
+    after, fine = (np.asarray(part.dataobj) for part in (made.probability, made.fine))
+    inside = np.zeros(before.shape[:3], bool)
+    inside[18:62, 34:74, 24:56] = True
+    assert np.array_equal(after[~inside], before[~inside])
+    assert np.abs(after - before)[inside].max() > 0.1
+    assert fine.shape[:3] == nuclei.grid().shape and np.allclose(made.fine.affine, nuclei.grid().affine)
+    corners = [fine[i::2, j::2, k::2] for i, j, k in np.ndindex(2, 2, 2)]
+    assert np.allclose(np.mean(corners, axis=0), after[18:62, 34:74, 24:56], atol=1e-5)
+    assert fine.sum(axis=-1).max() < 1 + 1e-4
+
+
+def test_islands_go_from_the_fine_grid_too(small, scans, monkeypatch):
+    """Where a structure is removed at 2 mm, its eight voxels at 1 mm go to the others."""
+    first = parcellation.build(SMALL)
+    column = parcellation.outputs().index(12)
+    fine = {}
+    for gone in (False, True):
+
+        def without(probability, labels, gone=gone):
+            out = probability.copy()
+            if gone:
+                out[30, 50, 40, column] = 0
+            return out
+
+        monkeypatch.setattr(parcellation, "without_islands", without)
+        made = nuclei.predict(scans[:1], np.eye(4), first=first, second=small)
+        fine[gone] = np.asarray(made.fine.dataobj)
+    block = tuple(slice(2 * (n - s), 2 * (n - s) + 2) for n, s in zip((30, 50, 40), (18, 34, 24), strict=True))
+    assert fine[False][block][..., column].min() > 0
+    assert not fine[True][block][..., column].any()
+    assert np.allclose(fine[True][block].sum(axis=-1), fine[False][block].sum(axis=-1), atol=1e-5)
+    same = np.ones(fine[True].shape[:3], bool)
+    same[block] = False
+    assert np.array_equal(fine[True][same], fine[False][same])
 
 
 def test_an_example_shows_its_labels_at_the_right_place(rng, monkeypatch):
@@ -99,12 +171,13 @@ def test_an_example_shows_its_labels_at_the_right_place(rng, monkeypatch):
 
 def test_image_labels_and_what_is_known_move_together(rng):
     from bids_epvs.train import nuclei as train
+    from bids_epvs.train.parcellation import shares
 
     shape = tuple(2 * n for n in nuclei.SHAPE)
     at = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")).T
     putamen = (((at - (20, 45, 30)) / (6, 14, 11)) ** 2).sum(axis=-1).T < 1
     codes = np.where(putamen, NAMES.index("Putamen"), NAMES.index("CerebralWhiteMatter")).astype(np.uint8)
-    known = train.shares(codes)
+    known = shares(codes)
     box = np.where(putamen, 0.9, 0.3).astype(np.float32), parcellation.Fit(1.0, *np.ones((2, 4))), known, codes
     alike = []
     for _ in range(5):
@@ -113,7 +186,7 @@ def test_image_labels_and_what_is_known_move_together(rng):
         assert fit is box[1]
         assert dice(values > 0.6, moved) > 0.97
         own = there[..., NAMES.index("Putamen")] > 0.5
-        assert dice(own, train.shares(now)[..., NAMES.index("Putamen")] > 0.5) > 0.9
+        assert dice(own, shares(now)[..., NAMES.index("Putamen")] > 0.5) > 0.9
         assert np.allclose(there.sum(axis=-1), 1, atol=1e-3)
         alike.append(dice(moved, putamen))
     assert 0.5 < min(alike) < max(alike) < 0.97, "each time another shape, near the one it had"
@@ -144,8 +217,8 @@ def test_training_improves_on_what_is_known(tmp_path, rng, monkeypatch):
     assert before["dice"] == pytest.approx(before["known"], abs=0.02), "an untrained network repeats what is known"
     data = train.Examples(tmp_path, steps=2)
     (seen, known), target = data[0]
-    assert seen.shape[1:] == (*(2 * n for n in nuclei.SHAPE), parcellation.CHANNELS)
-    assert known.shape == target.shape
+    assert seen.shape[1:] == (*(2 * n for n in nuclei.SHAPE), nuclei.CHANNELS)
+    assert target.shape[1:] == (*(2 * n for n in nuclei.SHAPE), len(NAMES)) and known.shape[1:4] == nuclei.SHAPE
     assert np.allclose(target.sum(axis=-1), 1)
     again = train.Examples(tmp_path, steps=2)[0]
     assert np.array_equal(again[0][0], seen)
