@@ -67,7 +67,8 @@ def depth_to_space(x: Any) -> Any:
 def doubled(x: Any) -> Any:
     """(batch, X, Y, Z, channels) on half the voxel size, linear between the centres of voxels, constant at the faces.
 
-    >>> doubled(ops.reshape(ops.convert_to_tensor([0.0, 4.0]), (1, 2, 1, 1, 1)))[0, :, 0, 0, 0].tolist()
+    >>> made = doubled(ops.reshape(ops.convert_to_tensor([0.0, 4.0]), (1, 2, 1, 1, 1)))
+    >>> ops.convert_to_numpy(made).ravel()[::4].tolist()
     [0.0, 1.0, 3.0, 4.0]
     """
     for axis in (1, 2, 3):

@@ -395,7 +395,15 @@ def predict(images: Sequence[Nifti1Image], to_template: np.ndarray, *, model: ke
 
 
 def averaged(volumes: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean of one or several arrays, float32."""
+    """Mean of what was found in one or several images, float32.
+
+    Raises
+    ------
+    ValueError
+        There is none.
+    """
+    if not volumes:
+        raise ValueError("expected at least one image, received none")
     total = volumes[0]
     for volume in volumes[1:]:
         total = total + volume

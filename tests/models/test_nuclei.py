@@ -128,6 +128,11 @@ def test_it_speaks_of_its_boxes_and_leaves_the_rest(small, scans, monkeypatch):
     assert fine.sum(axis=-1).max() < 1 + 1e-4
 
 
+def test_without_an_image_there_is_nothing_to_find(small):
+    with pytest.raises(ValueError, match="at least one image"):
+        nuclei.predict([], np.eye(4), first=parcellation.build(SMALL), second=small)
+
+
 def test_islands_go_from_the_fine_grid_too(small, scans, monkeypatch):
     """Where a structure is removed at 2 mm, its eight voxels at 1 mm go to the others."""
     first = parcellation.build(SMALL)
