@@ -91,12 +91,10 @@ def evidence(values: np.ndarray, fit: parcellation.Fit, known: np.ndarray) -> np
     out[..., : parcellation.CHANNELS] = parcellation.likened(values, fit)
     numbers = [parcellation.NAMES.index(n) for n in KINDS]
     others = [parcellation.NAMES.index(n) for n in ("Accumbens", "VentralDC")]
-    shares, total, clear = (
-        known[..., numbers],
-        known[..., numbers].sum(axis=-1),
-        known[..., numbers + others].sum(axis=-1),
-    )
-    parts = [shares / np.maximum(total, 1e-6)[..., None], total > 0.3, clear > _CLEAR]
+    shares = known[..., numbers]
+    total = shares.sum(axis=-1)
+    solid_share = known[..., numbers + others].sum(axis=-1)
+    parts = [shares / np.maximum(total, 1e-6)[..., None], total > 0.3, solid_share > _CLEAR]
     for axis in range(3):
         parts = [part.repeat(FINE, axis=axis) for part in parts]
     given, solid, clear = parts
