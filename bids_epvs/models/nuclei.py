@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import nibabel as nib
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
-from scipy import ndimage
 
 from bids_epvs.models import parcellation, weights
 from bids_epvs.models.spec import Weights
@@ -67,16 +66,15 @@ def halves(volume: np.ndarray) -> np.ndarray:
 
 KINDS = ("CerebralWhiteMatter", "Caudate", "Putamen", "Pallidum", "Thalamus")
 """Classes that are `deep.KINDS`."""
+OTHERS = ("Accumbens", "VentralDC")
+"""The other solid structures, `deep.SOLID` with `KINDS`."""
 CHANNELS = parcellation.CHANNELS + len(KINDS)
-_CLEAR = 0.9
-"""Probability of solid structures in a voxel, and its neighbours, that counts in their means."""
 
 
 def evidence(values: np.ndarray, fit: parcellation.Fit, known: np.ndarray) -> np.ndarray:
     """What the network sees of one box, float32 (FINE * X, FINE * Y, FINE * Z, CHANNELS).
 
-    After `parcellation.likened` the likelihood of each of `KINDS`, 1 for the likeliest, and for all where the box holds
-    none of them, or none can be told from the others.
+    After `parcellation.likened` the `deep.likelihoods` of `KINDS`.
 
     Parameters
     ----------
@@ -87,22 +85,14 @@ def evidence(values: np.ndarray, fit: parcellation.Fit, known: np.ndarray) -> np
     known : ndarray
         (X, Y, Z, classes) probabilities found so far.
     """
-    out = np.ones((*values.shape, CHANNELS), np.float32)
+    out = np.empty((*values.shape, CHANNELS), np.float32)
     out[..., : parcellation.CHANNELS] = parcellation.likened(values, fit)
-    numbers = [parcellation.NAMES.index(n) for n in KINDS]
-    others = [parcellation.NAMES.index(n) for n in ("Accumbens", "VentralDC")]
-    shares = known[..., numbers]
-    total = shares.sum(axis=-1)
-    solid_share = known[..., numbers + others].sum(axis=-1)
-    parts = [shares / np.maximum(total, 1e-6)[..., None], total > 0.3, solid_share > _CLEAR]
+    shares = known[..., [parcellation.NAMES.index(n) for n in KINDS]]
+    sure = shares.sum(axis=-1) + known[..., [parcellation.NAMES.index(n) for n in OTHERS]].sum(axis=-1)
     for axis in range(3):
-        parts = [part.repeat(FINE, axis=axis) for part in parts]
-    given, solid, clear = parts
-    clear = ndimage.binary_erosion(clear, np.ones((3, 3, 3)))
-    solid &= values > 0
-    if (solid & (given[..., 0] > deep.SURE_WHITE)).any():
-        spacing = [parcellation.SPACING_MM / FINE] * 3
-        out[..., parcellation.CHANNELS :] = np.exp(deep.fitting(values[..., None], given, solid, clear, spacing))
+        shares, sure = shares.repeat(FINE, axis=axis), sure.repeat(FINE, axis=axis)
+    spacing = [parcellation.SPACING_MM / FINE] * 3
+    out[..., parcellation.CHANNELS :] = deep.likelihoods(values, shares, sure, spacing)
     return out
 
 

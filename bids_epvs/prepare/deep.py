@@ -26,6 +26,10 @@ MARGIN_MM = 8.0
 """White matter within this of the nuclei's bounding box takes part."""
 SURE_WHITE = 0.95
 """Probability above which a voxel is white matter."""
+SOME = 0.3
+"""Least probability of all kinds together in a voxel that is one of them."""
+CLEAR = 0.9
+"""Probability of solid structures in a voxel, and its neighbours, that counts in the means a network sees."""
 POSSIBLE = 0.02
 """Least probability of a kind that intensities can raise."""
 TRUST, MOST = 0.7, 3.0
@@ -70,13 +74,13 @@ def sharpened(
     left, right = (prior[box][..., [_INDICES.index(kind[side]) for kind in KINDS]] for side in range(2))
     given = left + right
     total = given.sum(axis=-1)
-    solid = np.isin(labels[box], np.ravel(KINDS)) & (total > 0.3)
+    solid = np.isin(labels[box], np.ravel(KINDS)) & (total > SOME)
     given /= np.maximum(total, 1e-6)[..., None]
     if not (solid & (given[..., 0] > SURE_WHITE)).any():
         return labels
     unsure = solid & (np.count_nonzero(given >= POSSIBLE, axis=-1) > 1)
     sigma = [SMOOTH_MM / s if s < 2 else 0.0 for s in spacing]
-    clear = ndimage.binary_erosion(np.isin(labels[box], SOLID), np.ones([3 if s else 1 for s in sigma]))
+    clear = ndimage.binary_erosion(np.isin(labels[box], SOLID), _around(spacing))
     values = np.stack([image[box] for image in images], axis=-1)
     fit = _averaged(fitting(values, given, solid, clear, spacing), solid, sigma)
     with np.errstate(divide="ignore"):
@@ -85,6 +89,41 @@ def sharpened(
     side = np.isin(labels[box][unsure], [index for _, index in KINDS]).astype(int)
     out[box][unsure] = np.array(KINDS, labels.dtype)[np.argmax(score, axis=-1), side]
     return out
+
+
+def likelihoods(values: np.ndarray, shares: np.ndarray, sure: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """How well each voxel fits each of `KINDS` by their intensities in this scan, as input of a network.
+
+    Parameters
+    ----------
+    values : ndarray
+        Intensities, (X, Y, Z); 0 where nothing was imaged.
+    shares : ndarray
+        Probability of each of `KINDS`, sides together, (X, Y, Z, kinds).
+    sure : ndarray
+        Probability of all of `SOLID`, (X, Y, Z).
+    spacing : sequence of float
+        mm.
+
+    Returns
+    -------
+    ndarray of float32
+        (X, Y, Z, kinds), 1 for the likeliest; 1 for all kinds in voxels that are none of them or resemble none, and
+        everywhere where no white matter is sure.
+    """
+    out = np.ones(shares.shape, np.float32)
+    total = shares.sum(axis=-1)
+    solid = (total > SOME) & (values > 0)
+    given = shares / np.maximum(total, 1e-6)[..., None]
+    if (solid & (given[..., 0] > SURE_WHITE)).any():
+        clear = ndimage.binary_erosion(sure > CLEAR, _around(spacing))
+        out = np.exp(fitting(values[..., None], given, solid, clear, spacing))
+    return out
+
+
+def _around(spacing: Sequence[float]) -> np.ndarray:
+    """Neighbours of a voxel along axes with voxels below 2 mm."""
+    return np.ones([3 if s < 2 else 1 for s in spacing])
 
 
 def fitting(
@@ -148,27 +187,28 @@ def _fitted(
     some, shares, where = values[::step].astype(np.float64), prior[::step].astype(np.float64), place[::step]
     low, high = np.percentile(some, [0.5, 99.5], axis=0)
     usual = ((some >= low) & (some <= high)).all(axis=1)
-    some, shares, where, often = some[usual], shares[usual], where[usual], counts[::step][usual][:, None]
+    some, where, often = np.ascontiguousarray(some[usual].T), where[usual], counts[::step][usual]
+    shares = np.ascontiguousarray(shares[usual].T)  # kinds first: sums over them are several times as fast
     weight, even = shares**2, some
-    slopes = np.zeros((3, some.shape[1]))
+    slopes = np.zeros((3, len(some)))
     for _ in range(_ROUNDS):
         inner = often * weight * shares
-        means = inner.T @ even / np.maximum(inner.sum(axis=0), 1e-6)[:, None]
+        means = inner @ even.T / np.maximum(inner.sum(axis=1), 1e-6)[:, None]
         likely = np.exp(_fit(even, means))
         weight = shares * likely
-        weight *= likely / np.maximum(weight.sum(axis=1, keepdims=True), 1e-9)
-        share = weight.sum(axis=1, keepdims=True)
-        expected = weight @ means / np.maximum(share, 1e-9)
-        for c in range(some.shape[1]):
-            rows = where * share * expected[:, [c]]
-            slopes[:, c] = np.linalg.lstsq(rows, share[:, 0] * (some[:, c] - expected[:, c]), rcond=None)[0]
-        even = some / np.clip(1 + where @ slopes, 0.5, 2)
+        weight *= likely / np.maximum(weight.sum(axis=0), 1e-9)
+        share = weight.sum(axis=0)
+        expected = means.T @ weight / np.maximum(share, 1e-9)
+        for c, (own, other) in enumerate(zip(expected, some, strict=True)):
+            rows = where * (share * own)[:, None]
+            slopes[:, c] = np.linalg.lstsq(rows.T @ rows, rows.T @ (share * (other - own)), rcond=None)[0]
+        even = some / np.clip(1 + (where @ slopes).T, 0.5, 2)
     return np.clip(1 + place @ slopes, 0.5, 2).astype(np.float32), means
 
 
 def _fit(values: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """Log-likelihood of (n, channels) under each of `KINDS`, at least -`MOST`."""
-    return np.maximum(np.stack([-0.5 * np.square(values - mean).sum(axis=1) for mean in means], axis=1), -MOST)
+    """Log-likelihood of (channels, n) under each of `KINDS`, at least -`MOST`, (kinds, n)."""
+    return np.maximum(np.stack([-0.5 * np.square(values - mean[:, None]).sum(axis=0) for mean in means]), -MOST)
 
 
 def log_likelihoods(values: np.ndarray, means: np.ndarray) -> np.ndarray:
@@ -181,6 +221,6 @@ def log_likelihoods(values: np.ndarray, means: np.ndarray) -> np.ndarray:
     means : ndarray
         (kinds, channels).
     """
-    out = _fit(values, means)
-    out[((values > means.max(axis=0) + UNLIKE) | (values < means.min(axis=0) - UNLIKE)).any(axis=1)] = 0
-    return out - out.max(axis=1, keepdims=True)
+    out = _fit(values.T, means)
+    out[:, ((values > means.max(axis=0) + UNLIKE) | (values < means.min(axis=0) - UNLIKE)).any(axis=1)] = 0
+    return (out - out.max(axis=0)).T

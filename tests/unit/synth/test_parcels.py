@@ -96,6 +96,30 @@ def test_looks_reach_the_contrasts_of_a_clinic():
     assert all((t[24] > t[3]) and (t[24] > t[2]) for t in t2w), "fluid is brightest"
 
 
+def test_cortex_comes_near_white_matter_and_nothing_else_changes(rng):
+    labels = np.zeros((40, 40, 30), np.int16)
+    labels[4:36, 4:36] = 24
+    labels[8:32, 8:32] = 42
+    labels[8:20, 8:32] = 3
+    labels[14:26, 14:26] = 2
+    labels[20:26, 14:26] = 12
+    even = np.where(np.isin(labels, (3, 42)), 700, np.where(labels == 2, 500, 1500)).astype(np.float32)
+    cortex = np.isin(labels, (3, 42))
+    within, deep, outer = [], [], []
+    for _ in range(40):
+        fine = even.copy()
+        parcels.myelinated(rng, labels, fine, 500.0)
+        assert np.array_equal(fine[~cortex], even[~cortex])
+        contrast_left = (fine - 500) / 200
+        assert contrast_left[cortex].min() > 0, "brighter than white matter everywhere, as it was"
+        outer.append(contrast_left[9:31, 9, 1:-1])
+        deep.append(contrast_left[13, 15:25, 1:-1].mean() / contrast_left[12, 15:25, 1:-1].mean())
+        within.append(outer[-1].std())
+    assert 0.8 < np.median(outer) < 1.2
+    assert min(within) < 0.05 < 0.1 < max(within)
+    assert min(deep) < 0.6 and max(deep) > 0.9
+
+
 def test_epvs_are_bright_on_t2w_and_belong_to_their_structure(rng, monkeypatch):
     head = anatomy.packaged(1.5)
     monkeypatch.setattr(parcels, "SPACING_MM", 1.5)
