@@ -29,7 +29,7 @@ NAME = "nuclei"
 """Name on the command line (``--weights nuclei=FILE``)."""
 WEIGHTS = Weights(
     file="nuclei.npz",
-    sha256="0966ad2ba1249050dfef50d0a3ffac89b8320a15880b0f7b89dcc851f51bca2f",
+    sha256="71b1205dbd482e61b257c04c596691ecc5691a3603838f571b02eb6205bb556d",
     licence="Apache-2.0",
     trained_on="simulated images of twelve label maps (see nuclei.json beside the weights)",
 )
