@@ -100,9 +100,10 @@ def draw_look(rng: np.random.Generator, name: str) -> Look:
 CORTEX = (3, 42)
 MYELIN, DEEP_LAYERS = 0.7, 0.5
 """Most that is drawn: deviation of the logarithm of the cortex's contrast to white matter from place to place, and what
-its deep layers lose of it. On the T2w of a real head (openms sub-01) the walls of the central sulcus have 0.4 of it."""
+its deep layers lose of it. On the T2w of a real head (openms sub-01) what T1w and FLAIR, but not the T2w, are taken to
+show as cortex has 0.4 of it."""
 KEPT = (0.15, 1.25)
-"""Range of the factor on that contrast."""
+"""Range of the factor on that contrast from place to place, before the deep layers lose theirs."""
 
 
 def myelinated(rng: np.random.Generator, labels: np.ndarray, fine: np.ndarray, white: float) -> None:
