@@ -93,8 +93,11 @@ def _orthonormal(matrix: np.ndarray) -> np.ndarray:
     return u @ vt
 
 
-def bias_field(image: Nifti1Image, mask: Nifti1Image, *, iterations: Sequence[int] = (30, 20)) -> Nifti1Image:
+def bias_field(image: Nifti1Image, mask: Nifti1Image, *, iterations: Sequence[int] = (50,) * 4) -> Nifti1Image:
     """N4 bias field (multiplicative, mean 1 in the mask) of an image that is already coarse.
+
+    Levels, iterations and distance of knots are those that ANTs recommends. With a quarter of the iterations more than
+    half of a coil's field stays, and white matter near the coil looks like cortex.
 
     References
     ----------
@@ -103,9 +106,9 @@ def bias_field(image: Nifti1Image, mask: Nifti1Image, *, iterations: Sequence[in
     field = ants.n4_bias_field_correction(
         to_ants(image),
         mask=to_ants(mask),
-        shrink_factor=3,
+        shrink_factor=4,
         convergence={"iters": list(iterations), "tol": 1e-5},
-        spline_param=160.0,
+        spline_param=200.0,
         return_bias_field=True,
     )
     out = from_ants(field)
