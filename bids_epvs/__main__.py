@@ -1,6 +1,6 @@
 """``python -m bids_epvs``."""
 
-from bids_epvs.cli import main
+from bids_epvs.cli import program
 
 if __name__ == "__main__":
-    main()
+    program()

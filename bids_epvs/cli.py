@@ -166,3 +166,18 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         print("bids_epvs: interrupted; run again to resume", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def program() -> NoReturn:
+    """`main` in a process of its own."""
+    from bids_epvs import process
+
+    say = process.end_quickly()
+    try:
+        main()
+    except SystemExit as end:
+        say(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise
+    except BaseException:
+        say(1)
+        raise

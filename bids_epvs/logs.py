@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import tomli_w
 
-from bids_epvs import __version__
+from bids_epvs import __version__, process
 from bids_epvs.derivatives import write
 from bids_epvs.records import Outcome
 from bids_epvs.settings import Settings, as_toml
@@ -142,6 +142,7 @@ def configure_worker(settings: Settings, run: Run) -> None:
     """
     for name in THREADS:
         os.environ.setdefault(name, str(settings.omp_nthreads))
+    process.keep_memory()
     if settings.device != "auto":
         os.environ["CUDA_VISIBLE_DEVICES"] = {"cpu": "-1", "cuda": "0"}.get(settings.device, settings.device[5:])
     if not logging.getLogger().handlers:

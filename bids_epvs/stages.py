@@ -7,7 +7,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from bids_epvs import __version__, explain, logs
+from bids_epvs import __version__, explain, logs, process
 from bids_epvs.derivatives import columns, paths, write
 from bids_epvs.inputs.load import load_image
 from bids_epvs.inputs.query import find_segmentation
@@ -105,9 +105,16 @@ def preparation(
         return key
     if second_process:  # takes long
         second_process.submit(importlib.import_module, "bids_epvs.prepare.ants")
-    from bids_epvs.prepare.session import prepare
+    from bids_epvs.prepare.session import begun, prepare
 
     loaded = {name: load_image(path) for name, path in scan.files.items()}
+    native = loaded[scan.reference].image
+    written: list[Future[None]] = []
+
+    def settled(alignment: Any) -> None:
+        made = transform(scan, settings), alignment.transform, native.shape[:3], native.affine
+        written.append(begun(second_process, _write_transform, *made))
+
     logger.info("%s: computing preparation", scan.label)
     result = prepare(
         {name: item.image for name, item in loaded.items()},
@@ -116,10 +123,11 @@ def preparation(
         segmentation=nib.load(segmentation) if segmentation else None,
         segmentation_space="T2w" if segmentation and "space-T2w" in segmentation.name else "T1w",
         helper=second_process,
+        settled=settled,
         **(_networks(settings, second_process) if network else {}),
     )
     notes = [f"{scan.files[n].name}: {text}" for n, item in loaded.items() for text in item.notes] + list(result.notes)
-    _write_preparation(scan, settings, result, key, notes, loaded[scan.reference].image, second_process)
+    _write_preparation(scan, settings, result, key, notes, native, written)
     if settings.work_dir is None:
         clean(scan, settings)
     return key
@@ -133,8 +141,13 @@ def helper(settings: Settings, run: logs.Run) -> Iterator[Executor | None]:
         return
     from loky import ProcessPoolExecutor
 
-    with ProcessPoolExecutor(1, initializer=logs.configure_worker, initargs=(settings, run)) as pool:
+    with ProcessPoolExecutor(1, initializer=_begin_helper, initargs=(settings, run)) as pool:
         yield pool
+
+
+def _begin_helper(settings: Settings, run: logs.Run) -> None:
+    process.end_quickly()
+    logs.configure_worker(settings, run)
 
 
 def _networks(settings: Settings, second_process: Executor | None) -> dict[str, Callable[..., Any]]:
@@ -145,7 +158,7 @@ def _networks(settings: Settings, second_process: Executor | None) -> dict[str, 
 
     def parcellate(images_: Sequence[Any], to_template: np.ndarray) -> Any:
         if second_process:  # it has all that preparation wants of it, and gets ready for the methods
-            second_process.submit(importlib.import_module, "keras")
+            second_process.submit(weights.backend)
         first, second, _ = each()
         return nuclei.predict(images_, to_template, first=first, second=second)
 
@@ -168,14 +181,13 @@ def _write_preparation(
     key: str,
     notes: list[str],
     native: Any,
-    second_process: Executor | None,
+    written: Sequence[Future[None]],
 ) -> None:
-    """Images and transform first, the regions with what later stages need last."""
-    from bids_epvs.prepare.session import begun
+    """Images and what says that the transform is there first, the regions with what later stages need last.
 
+    The transform is `written` meanwhile.
+    """
     files, target = anatomy(scan, settings), transform(scan, settings)
-    made = result.alignment.transform, native.shape[:3], native.affine
-    written = begun(second_process, _write_transform, target, *made)
     reference = _sources(scan, settings, scan.reference)[0]
     source = {"Sources": _sources(scan, settings, scan.reference), "SpatialReference": reference, write.KEY: key}
 
@@ -195,7 +207,8 @@ def _write_preparation(
     about = "Ventricles, cisterns and sulci, left out of the search"
     jobs.append(partial(keep_mask, files["csf"], result.csf, about))
     write.together(jobs, settings.omp_nthreads)
-    written.result()
+    for each in written:
+        each.result()
     write.as_json(paths.sidecar(target), {"Sources": source["Sources"], write.KEY: key})
     spacing = voxel_spacing(result.images[scan.reference])
     table = pd.DataFrame(
@@ -355,8 +368,10 @@ def _write_instances(
     wanted = [i for i, r in REGIONS.items() if not settings.regions or r.name in settings.regions]
     inside = np.isin(prepared.regions, wanted)
     if made.instances is not None:
-        kept, labels = np.unique(np.where(inside, made.instances, 0), return_inverse=True)
-        labels = (labels.reshape(inside.shape) + (kept[0] > 0)).astype(np.int32)  # 1 ... n without gaps
+        own = np.where(inside, made.instances, 0)
+        there = np.bincount(own.ravel()) > 0
+        there[0] = False
+        labels = np.where(there, np.cumsum(there), 0).astype(np.int32)[own]  # 1 ... n without gaps
     else:
         mask = inside & (made.mask if made.mask is not None else False)
         limits = {"minimum": settings.min_volume_mm3, "maximum": settings.max_volume_mm3}

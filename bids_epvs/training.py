@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -308,8 +307,10 @@ def initial(given: str | None, packaged: Weights) -> Path | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit code."""
+    from bids_epvs.models import weights
+
     args: Any = parser().parse_args(argv)
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    weights.configure()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         train(args)

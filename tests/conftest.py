@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from bids_epvs.models import weights
+
+weights.configure()  # before any test imports Keras
+
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = (48, 60, 40)
 """Shape of the skeleton's images; with 4 x 4 x 4 mm it is the size of a head."""

@@ -242,15 +242,19 @@ def levels(values: np.ndarray, prior: np.ndarray, *, iterations: int = 12) -> tu
         (n, tissues), rows sum to 1.
     iterations : int
     """
-    values, prior = values.astype(np.float64), prior.astype(np.float64)
-    weight = prior**2
+    values = values.astype(np.float64)
+    shares = np.ascontiguousarray(prior.T, np.float64)  # tissues first: sums over them are several times as fast
+    weight = shares**2
     for _ in range(iterations):
-        total = np.maximum(weight.sum(axis=0), 1e-6)
-        mean = (weight * values[:, None]).sum(axis=0) / total
-        variance = (weight * (values[:, None] - mean) ** 2).sum(axis=0) / total + 0.02**2
-        density = np.exp(-0.5 * (values[:, None] - mean) ** 2 / variance) / np.sqrt(variance)
-        weight = prior * density + 1e-12 * prior
-        weight /= weight.sum(axis=1, keepdims=True)
+        total = np.maximum(weight.sum(axis=1), 1e-6)
+        mean = weight @ values / total
+        away = np.square(values - mean[:, None])
+        variance = np.einsum("tn,tn->t", weight, away) / total + 0.02**2
+        weight = np.exp(away / (-2 * variance[:, None]))
+        weight /= np.sqrt(variance)[:, None]
+        weight += 1e-12
+        weight *= shares
+        weight /= weight.sum(axis=0)
     return mean, variance
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import zipfile
@@ -156,9 +157,8 @@ def restored(
         The parameters are missing, damaged, or of another kind of network.
     """
     path = file or shipped(packaged)
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
+        backend()
         model = build(**architecture(path))
     except ImportError as error:
         raise UsageError(
@@ -167,6 +167,22 @@ def restored(
         ) from error
     load(model, path)
     return model, path
+
+
+def configure() -> None:
+    """Say to Keras and TensorFlow by the environment what the user does not; before they are imported.
+
+    oneDNN halves the time of 3-D convolutions; without AVX-512 TensorFlow leaves it out unless it is told.
+    """
+    defaults = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1"}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def backend() -> None:
+    """Import Keras, with `configure`: it takes seconds."""
+    configure()
+    importlib.import_module("keras")
 
 
 def network_of(

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from bids_epvs.prepare.resample import bounding_box
+
 
 class Levels(NamedTuple):
     """Robust intensities of a T2w: medians of white matter and fluid, and the noise of white matter."""
@@ -58,11 +60,13 @@ def large_fluid(image: np.ndarray, labels: np.ndarray, spacing: tuple[float, ...
 def _opened_axially(mask: np.ndarray, spacing: tuple[float, ...], radius: float) -> np.ndarray:
     """Opening of each axial slice by a disk of `radius` mm."""
     out = np.zeros_like(mask)
-    for k in range(mask.shape[2]):
-        if mask[..., k].any():
-            core = ndimage.distance_transform_edt(mask[..., k], sampling=spacing[:2]) > radius
+    box = bounding_box(mask, (1, 1, 0))
+    found, part = out[box], mask[box]
+    for k in range(part.shape[2]):
+        if part[..., k].any():
+            core = ndimage.distance_transform_edt(part[..., k], sampling=spacing[:2]) > radius
             if core.any():
-                out[..., k] = ndimage.distance_transform_edt(~core, sampling=spacing[:2]) <= radius
+                found[..., k] = ndimage.distance_transform_edt(~core, sampling=spacing[:2]) <= radius
     return out & mask
 
 

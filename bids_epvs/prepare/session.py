@@ -90,6 +90,7 @@ def prepare(
     outline: brain.Outline | None = None,
     helper: Executor | None = None,
     meanwhile: Callable[[], object] | None = None,
+    settled: Callable[[register.Alignment], object] | None = None,
 ) -> Result:
     """Bias-correct, align, find brain, regions and fluid.
 
@@ -113,6 +114,8 @@ def prepare(
         One other process, which aligns the other sequences and the atlas meanwhile; results are the same.
     meanwhile : callable, optional
         With `helper`: what to do while it corrects the reference, such as loading networks.
+    settled : callable, optional
+        Told the alignment as soon as nothing changes it any more.
     """
     reference = reference_of(images)
     logger.info("preparation 1: bias field at %g mm", bias.COARSE_MM)
@@ -134,6 +137,8 @@ def prepare(
         anatomy, alignment, sure = found
     else:
         anatomy = brain.from_atlas(session.contrasts(), alignment)
+    if settled:
+        settled(alignment)
     logger.info("preparation 5: regions and large fluid")
     spacing, to_template = voxel_spacing(base), alignment.to_template @ base.affine
     points = brain.template_points(alignment, base)
