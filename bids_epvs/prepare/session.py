@@ -174,7 +174,6 @@ class _Sequences:
         others = [name for name in images if name != self.reference]
         self.kept |= {n: _put(work_dir / n / "image.npz", in_frame(images[n], native)) for n in others}
         self.needed = [n for n in dict.fromkeys((self.reference, "T2w", "T1w")) if n in images]
-        self.even |= {n: begun(self.helper, _correct, self.kept[n]) for n in self.needed[1:]}
         self.coming: dict[str, Future[Transform]] = {}
         self.aligned: dict[str, Nifti1Image] = {}
         self.transforms: dict[str, Transform] = {}
@@ -182,6 +181,7 @@ class _Sequences:
     def begin(self) -> tuple[Nifti1Image, float]:
         """The corrected reference and how much its field varies; alignment of the others begins."""
         path = self.kept[self.reference]
+        self.even |= {n: begun(None, _correct, self.kept[n]) for n in self.needed[1:]}  # here, beside the reference
         variation = self.even[self.reference].result()
         base = self.aligned[self.reference] = _got(path)
         others = [name for name in self.kept if name != self.reference]
