@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bids_epvs import __version__
+from bids_epvs import __version__, process
 from bids_epvs.errors import AnalysisLevelError, EpvsError, InputOutputError, UsageError
 from bids_epvs.settings import Settings, read_toml
 
@@ -170,8 +170,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def program() -> NoReturn:
     """`main` in a process of its own."""
-    from bids_epvs import process
-
     say = process.end_quickly()
     try:
         main()

@@ -127,7 +127,7 @@ def preparation(
         **(_networks(settings, second_process) if network else {}),
     )
     notes = [f"{scan.files[n].name}: {text}" for n, item in loaded.items() for text in item.notes] + list(result.notes)
-    _write_preparation(scan, settings, result, key, notes, native, written)
+    _write_preparation(scan, settings, result, key, notes, native, written[0])
     if settings.work_dir is None:
         clean(scan, settings)
     return key
@@ -181,12 +181,9 @@ def _write_preparation(
     key: str,
     notes: list[str],
     native: Any,
-    written: Sequence[Future[None]],
+    written: Future[None],
 ) -> None:
-    """Images and what says that the transform is there first, the regions with what later stages need last.
-
-    The transform is `written` meanwhile.
-    """
+    """Images first, then what says that the transform is `written`, the regions with what later stages need last."""
     files, target = anatomy(scan, settings), transform(scan, settings)
     reference = _sources(scan, settings, scan.reference)[0]
     source = {"Sources": _sources(scan, settings, scan.reference), "SpatialReference": reference, write.KEY: key}
@@ -207,8 +204,7 @@ def _write_preparation(
     about = "Ventricles, cisterns and sulci, left out of the search"
     jobs.append(partial(keep_mask, files["csf"], result.csf, about))
     write.together(jobs, settings.omp_nthreads)
-    for each in written:
-        each.result()
+    written.result()
     write.as_json(paths.sidecar(target), {"Sources": source["Sources"], write.KEY: key})
     spacing = voxel_spacing(result.images[scan.reference])
     table = pd.DataFrame(
@@ -371,7 +367,7 @@ def _write_instances(
         own = np.where(inside, made.instances, 0)
         there = np.bincount(own.ravel()) > 0
         there[0] = False
-        labels = np.where(there, np.cumsum(there), 0).astype(np.int32)[own]  # 1 ... n without gaps
+        labels = measure_lesions.renumbered(own, there)
     else:
         mask = inside & (made.mask if made.mask is not None else False)
         limits = {"minimum": settings.min_volume_mm3, "maximum": settings.max_volume_mm3}

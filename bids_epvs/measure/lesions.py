@@ -41,8 +41,16 @@ def instances(mask: np.ndarray, voxel_mm3: float, *, minimum: float, maximum: fl
     volume = np.bincount(found.ravel(), minlength=n + 1) * voxel_mm3
     keep = (volume >= minimum - 1e-9) & (volume <= maximum + 1e-9)
     keep[0] = False
-    renumber = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
-    return renumber[found]
+    return renumbered(found, keep)
+
+
+def renumbered(labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Labels without gaps, 1 ... n in their order, int32; `kept` says of each label, from 0 (False), whether it stays.
+
+    >>> renumbered(np.array([0, 5, 3, 5]), np.array([False, False, False, True, False, True])).tolist()
+    [0, 2, 1, 2]
+    """
+    return np.where(kept, np.cumsum(kept), 0).astype(np.int32)[labels]
 
 
 def majority(values: np.ndarray) -> int:

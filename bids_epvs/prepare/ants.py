@@ -96,8 +96,8 @@ def _orthonormal(matrix: np.ndarray) -> np.ndarray:
 def bias_field(image: Nifti1Image, mask: Nifti1Image, *, iterations: Sequence[int] = (50,) * 4) -> Nifti1Image:
     """N4 bias field (multiplicative, mean 1 in the mask) of an image that is already coarse.
 
-    Levels, iterations and distance of knots are those that ANTs recommends. With a quarter of the iterations more than
-    half of a coil's field stays, and white matter near the coil looks like cortex.
+    Levels, iterations and distance of knots are those usual with ANTs. With a quarter of the iterations more than half
+    of a coil's field stays.
 
     References
     ----------
