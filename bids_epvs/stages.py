@@ -191,7 +191,8 @@ def _write_preparation(
     def keep(name: str, path: Path) -> None:
         used = _sources(scan, settings, *dict.fromkeys((name, scan.reference)))
         about = "" if name == scan.reference else f", rigidly resampled onto the {scan.reference}"
-        meta = {**source, "Sources": used, "SkullStripped": False, "Description": "N4 bias-corrected" + about}
+        done = "Bias-corrected (N4, then the smooth field under which each tissue has one intensity)"
+        meta = {**source, "Sources": used, "SkullStripped": False, "Description": done + about}
         data = np.asarray(result.images[name].dataobj, dtype=np.float32)
         write.image(path, to_native(data, native), native, meta=meta)
 

@@ -59,3 +59,17 @@ def brain() -> Nifti1Image:
     inside = [k for k, e in enumerate(ATLAS_LABELS.values()) if e.brain]
     total = np.asarray(atlas.dataobj)[..., inside].sum(axis=-1, dtype=np.float32) / 255
     return nib.Nifti1Image(np.minimum(total, 1), atlas.affine)
+
+
+TISSUES = ((4, 43, 24, 14, 15), (2, 41), (3, 42), (10, 49, 11, 50, 12, 51))
+"""Labels of fluid, white matter, cortex and nuclei: what has one intensity each where the coil's field is gone. Those
+of the cerebrum alone, so that no field makes up for what brainstem and cerebellum are."""
+
+
+@cache
+def tissues() -> Nifti1Image:
+    """Probability of each of `TISSUES`, template space, float32 (X, Y, Z, tissues), 3 mm."""
+    atlas, labels = probabilities(), list(ATLAS_LABELS)
+    data = np.asarray(atlas.dataobj)[::2, ::2, ::2]
+    each = [data[..., [labels.index(i) for i in own]].sum(axis=-1, dtype=np.float32) / 255 for own in TISSUES]
+    return nib.Nifti1Image(np.stack(each, axis=-1), atlas.affine @ np.diag([2, 2, 2, 1]))

@@ -495,6 +495,14 @@ def _finished(
     return Anatomy(np.where(brain, fine, 0).astype(np.int16), brain)
 
 
+def tissues(parcels: Parcels) -> Nifti1Image:
+    """Probability of each of `atlas.TISSUES`, template space, float32 (X, Y, Z, tissues)."""
+    data = np.asarray(parcels.probability.dataobj)
+    own = [[k for k, index in enumerate(parcels.labels) if index in indices] for indices in atlas.TISSUES]
+    each = [data[..., columns].sum(axis=-1) for columns in own]
+    return nib.Nifti1Image(np.stack(each, axis=-1), parcels.probability.affine)
+
+
 def structure_look(parcels: Parcels) -> Nifti1Image:
     """Structures of a scan, drawn with the intensities of ``structures`` in `atlas.CONTRASTS`, in template pose."""
     data = np.asarray(parcels.probability.dataobj)

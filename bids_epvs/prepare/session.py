@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -126,6 +127,7 @@ def prepare(
     kind = "affine" if parcellate and segmentation is None else registration
     logger.info("preparation 3: template to %s (%s)", reference, kind)
     alignment = register.template_to(base, kind=kind, work_dir=work_dir / "template")
+    session.even_out(atlas.tissues(), alignment.to_template)
     logger.info("preparation 4: brain, tissues and labels")
     sure: Mapping[str, float] = {}
     if segmentation is not None:
@@ -139,6 +141,7 @@ def prepare(
         anatomy = brain.from_atlas(session.contrasts(), alignment)
     if settled:
         settled(alignment)
+    base = session.aligned[reference]
     logger.info("preparation 5: regions and large fluid")
     spacing, to_template = voxel_spacing(base), alignment.to_template @ base.affine
     points = brain.template_points(alignment, base)
@@ -177,6 +180,7 @@ class _Sequences:
         self.coming: dict[str, Future[Transform]] = {}
         self.aligned: dict[str, Nifti1Image] = {}
         self.transforms: dict[str, Transform] = {}
+        self.evened: Callable[[Nifti1Image], Nifti1Image] | None = None
 
     def begin(self) -> tuple[Nifti1Image, float]:
         """The corrected reference and how much its field varies; alignment of the others begins."""
@@ -203,7 +207,13 @@ class _Sequences:
         for name in [n for n in (self.kept if names is None else names) if n in self.coming]:
             self.even[name].result()
             self.transforms[name] = self.coming.pop(name).result()
-            self.aligned[name] = _got(self.kept[name])
+            image = _got(self.kept[name])
+            self.aligned[name] = self.evened(image) if self.evened else image
+
+    def even_out(self, tissues: Nifti1Image, to_template: np.ndarray) -> None:
+        """`bias.even` of all that has arrived, and of the others when they do, by the tissues that are known then."""
+        self.evened = partial(bias.even, tissues=tissues, to_template=to_template)
+        self.aligned = {name: self.evened(image) for name, image in self.aligned.items()}
 
 
 def _by_network(
@@ -215,16 +225,17 @@ def _by_network(
     deformable: bool,
 ) -> tuple[brain.Anatomy, register.Alignment, Mapping[str, float]]:
     """Anatomy from networks, the alignment with a deformation where wanted, and `confidence`."""
-    contrasts = session.contrasts()
-    parcels = parcellate(contrasts, alignment.to_template)
+    parcels = parcellate(session.contrasts(), alignment.to_template)
     if not deformable:
-        anatomy = brain.from_parcels(contrasts, parcels, alignment.to_template, outline=outline)
+        session.even_out(brain.tissues(parcels), alignment.to_template)
+        anatomy = brain.from_parcels(session.contrasts(), parcels, alignment.to_template, outline=outline)
         return anatomy, alignment, confidence(parcels)
     look = brain.structure_look(parcels)
     kept = _put(session.kept[session.reference].parent / "structures" / "look.npz", look)
     warp = begun(session.helper, _deform, kept)
+    session.even_out(brain.tissues(parcels), alignment.to_template)
     anatomy = brain.from_parcels(
-        contrasts,
+        session.contrasts(),
         parcels,
         alignment.to_template,
         outline=outline,

@@ -6,12 +6,15 @@ from importlib.resources import files
 
 from bids_epvs import __version__
 from bids_epvs.models import default, load
+from bids_epvs.prepare import bias
 from bids_epvs.records import Analysis
 from bids_epvs.settings import Settings
 
 REFERENCES = (
     "Avants BB, et al. A reproducible evaluation of ANTs similarity metric performance. NeuroImage 2011;54:2033-44.",
     "Tustison NJ, et al. N4ITK: improved N3 bias correction. IEEE Trans Med Imaging 2010;29:1310-20.",
+    "Van Leemput K, et al. Automated model-based bias field correction of MR images of the brain. IEEE Trans Med "
+    "Imaging 1999;18:885-96.",
     "Fonov V, et al. Unbiased average age-appropriate atlases. NeuroImage 2011;54:313-27.",
     "Billot B, et al. SynthSeg: segmentation of brain MRI scans of any contrast. Med Image Anal 2023;86:102789.",
     "Gorgolewski KJ, et al. The brain imaging data structure. Scientific Data 2016;3:160044.",
@@ -61,8 +64,9 @@ def methods(settings: Settings) -> str:
         )
     return (
         f"Enlarged perivascular spaces (EPVS) were measured with bids_epvs {__version__}. The T2w image "
-        f"(without one, the T1w or FLAIR) was corrected for intensity inhomogeneity with N4 estimated at 2 mm; further "
-        f"sequences were aligned with it rigidly. "
+        f"(without one, the T1w or FLAIR) was corrected for intensity inhomogeneity with N4 estimated at 2 mm and, "
+        f"once tissues were known, with the polynomial field of degree {bias.ORDER} under which each has one "
+        f"intensity; further sequences were aligned with it rigidly and corrected likewise. "
         f"{anatomy}"
         f"EPVS were measured in native space with: {used} In segmentations, connected voxels (26-neighbourhood) of "
         f"{settings.min_volume_mm3:g}-{settings.max_volume_mm3:g} mm3 were counted as one EPVS and assigned to the "
