@@ -127,7 +127,7 @@ def prepare(
     kind = "affine" if parcellate and segmentation is None else registration
     logger.info("preparation 3: template to %s (%s)", reference, kind)
     alignment = register.template_to(base, kind=kind, work_dir=work_dir / "template")
-    session.even_out(atlas.tissues(), alignment.to_template)
+    session.even_out(atlas.tissues(), alignment.to_template, bias.DEGREE_BY_ATLAS)
     logger.info("preparation 4: brain, tissues and labels")
     sure: Mapping[str, float] = {}
     if segmentation is not None:
@@ -210,9 +210,9 @@ class _Sequences:
             image = _got(self.kept[name])
             self.aligned[name] = self.evened(image) if self.evened else image
 
-    def even_out(self, tissues: Nifti1Image, to_template: np.ndarray) -> None:
+    def even_out(self, tissues: Nifti1Image, to_template: np.ndarray, degree: int = bias.DEGREE) -> None:
         """`bias.even` of all that has arrived, and of the others when they do, by the tissues that are known then."""
-        self.evened = partial(bias.even, tissues=tissues, to_template=to_template)
+        self.evened = partial(bias.even, tissues=tissues, to_template=to_template, degree=degree)
         self.aligned = {name: self.evened(image) for name, image in self.aligned.items()}
 
 

@@ -65,7 +65,7 @@ def methods(settings: Settings) -> str:
     return (
         f"Enlarged perivascular spaces (EPVS) were measured with bids_epvs {__version__}. The T2w image "
         f"(without one, the T1w or FLAIR) was corrected for intensity inhomogeneity with N4 estimated at 2 mm and, "
-        f"once tissues were known, with the polynomial field of degree {bias.ORDER} under which each has one "
+        f"once tissues were known, with the polynomial field of degree {bias.DEGREE} under which each has one "
         f"intensity; further sequences were aligned with it rigidly and corrected likewise. "
         f"{anatomy}"
         f"EPVS were measured in native space with: {used} In segmentations, connected voxels (26-neighbourhood) of "
