@@ -240,3 +240,12 @@ def test_what_lies_far_from_the_head_is_not_looked_at(monkeypatch):
     assert looked[0] == looked[1]
     assert np.prod(looked[0]) < 0.4 * np.prod(frame.shape)
     assert np.array_equal(made[0][0], made[1][0]) and np.array_equal(made[0][1], made[1][1])
+
+
+def test_tissues_are_sums_of_labels_and_brainstem_is_none():
+    shown = (2, 41, 3, 4, 11, 51, 16, 17)  # white matter, cortex, ventricle, nuclei, brainstem, hippocampus
+    probability = np.eye(len(shown), dtype=np.float32).reshape(2, 2, 2, -1)
+    found = brain.tissues(brain.Parcels(nib.Nifti1Image(probability, np.eye(4)), shown)).get_fdata().reshape(8, -1)
+    fluid, white, cortex, nuclei = np.eye(4)
+    nothing = np.zeros(4)
+    np.testing.assert_array_equal(found, [white, white, cortex, fluid, nuclei, nuclei, nothing, nothing])

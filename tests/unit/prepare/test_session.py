@@ -1,5 +1,6 @@
 """Warnings of the preparation."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -22,3 +23,24 @@ def test_a_noisy_t2w_is_called_noisy(noise, warned, rng):
 def test_the_number_is_in_the_warning():
     assert "by 5.0 standard" in session.noise_note(Levels(400.0, 1150.0, 150.0))[0]
     assert session.noise_note(Levels(400.0, 1150.0, 0.0)) == ()
+
+
+def test_a_sequence_is_evened_whenever_it_comes_and_by_what_is_known_then(tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "_correct", lambda path: 1.0)
+    monkeypatch.setattr(session, "_align", lambda path, onto: "transform")
+    by: list[tuple[str, int]] = []
+
+    def even(image, tissues, to_template, degree):
+        by.append((tissues, degree))
+        return nib.Nifti1Image(np.asarray(image.dataobj) * 2, image.affine)
+
+    monkeypatch.setattr(session.bias, "even", even)
+    images = {n: nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4)) for n in ("T2w", "T1w", "FLAIR")}
+    found = session._Sequences(images, tmp_path, None)
+    found.begin()
+    found.even_out("atlas", np.eye(4), 2)
+    assert [i.get_fdata().mean() for i in found.contrasts()] == [2, 2]
+    found.even_out("network", np.eye(4))
+    found.arrive()
+    assert {n: i.get_fdata().mean() for n, i in found.aligned.items()} == {"T2w": 4, "T1w": 4, "FLAIR": 2}
+    assert by == [("atlas", 2)] * 2 + [("network", 3)] * 3
