@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import as_file, files
 
@@ -69,7 +70,12 @@ of the cerebrum alone, so that no field makes up for what brainstem and cerebell
 @cache
 def tissues() -> Nifti1Image:
     """Probability of each of `TISSUES`, template space, float32 (X, Y, Z, tissues), 3 mm."""
-    atlas, labels = probabilities(), list(ATLAS_LABELS)
-    data = np.asarray(atlas.dataobj)[::2, ::2, ::2]
-    each = [data[..., [labels.index(i) for i in own]].sum(axis=-1, dtype=np.float32) / 255 for own in TISSUES]
-    return nib.Nifti1Image(np.stack(each, axis=-1), atlas.affine @ np.diag([2, 2, 2, 1]))
+    atlas = probabilities()
+    sums = tissue_sums(np.asarray(atlas.dataobj)[::2, ::2, ::2], tuple(ATLAS_LABELS))
+    return nib.Nifti1Image(sums / 255, atlas.affine @ np.diag([2, 2, 2, 1]))
+
+
+def tissue_sums(data: np.ndarray, labels: Sequence[int]) -> np.ndarray:
+    """Sum over the labels of each of `TISSUES`, float32 (..., tissues), of what each label has, (..., labels)."""
+    columns = [[k for k, index in enumerate(labels) if index in own] for own in TISSUES]
+    return np.stack([data[..., own].sum(axis=-1, dtype=np.float32) for own in columns], axis=-1)

@@ -22,9 +22,9 @@ FIELD_MM = 4.0
 DEGREE = 3
 """Of its polynomial. This, `SURE` and `TEMPER` were chosen on simulated heads 12 and 17 and on openms sub-01."""
 DEGREE_BY_ATLAS = 2
-"""The same where the atlas alone tells the tissues: it is sure of none near the vertex, where a third degree runs away
-(unevenness of white matter in simulated head 05, 1 mm, 0.046 before, 0.092 after a third, 0.058 after a second degree;
-once the network has seen the image 0.033 and 0.026)."""
+"""The same where the atlas alone tells the tissues: it is sure of no solid one above 75 mm, where a third degree ran
+away (unevenness of white matter in simulated head 05, 1 mm, 0.046 before, 0.092 after a third, 0.058 after a second
+degree; once the network has seen the image 0.033 and 0.026)."""
 SURE = 0.9
 """Least probability of the likeliest tissue in a voxel that takes part: what lies between two tells of no field."""
 TEMPER = 0.5

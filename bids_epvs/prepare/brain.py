@@ -497,10 +497,8 @@ def _finished(
 
 def tissues(parcels: Parcels) -> Nifti1Image:
     """Probability of each of `atlas.TISSUES`, template space, float32 (X, Y, Z, tissues)."""
-    data = np.asarray(parcels.probability.dataobj)
-    own = [[k for k, index in enumerate(parcels.labels) if index in indices] for indices in atlas.TISSUES]
-    each = [data[..., columns].sum(axis=-1) for columns in own]
-    return nib.Nifti1Image(np.stack(each, axis=-1), parcels.probability.affine)
+    sums = atlas.tissue_sums(np.asarray(parcels.probability.dataobj), parcels.labels)
+    return nib.Nifti1Image(sums, parcels.probability.affine)
 
 
 def structure_look(parcels: Parcels) -> Nifti1Image:

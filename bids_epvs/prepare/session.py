@@ -180,7 +180,7 @@ class _Sequences:
         self.coming: dict[str, Future[Transform]] = {}
         self.aligned: dict[str, Nifti1Image] = {}
         self.transforms: dict[str, Transform] = {}
-        self.evened: Callable[[Nifti1Image], Nifti1Image] | None = None
+        self.by_tissues: Callable[[Nifti1Image], Nifti1Image] | None = None
 
     def begin(self) -> tuple[Nifti1Image, float]:
         """The corrected reference and how much its field varies; alignment of the others begins."""
@@ -208,12 +208,12 @@ class _Sequences:
             self.even[name].result()
             self.transforms[name] = self.coming.pop(name).result()
             image = _got(self.kept[name])
-            self.aligned[name] = self.evened(image) if self.evened else image
+            self.aligned[name] = self.by_tissues(image) if self.by_tissues else image
 
     def even_out(self, tissues: Nifti1Image, to_template: np.ndarray, degree: int = bias.DEGREE) -> None:
         """`bias.even` of all that has arrived, and of the others when they do, by the tissues that are known then."""
-        self.evened = partial(bias.even, tissues=tissues, to_template=to_template, degree=degree)
-        self.aligned = {name: self.evened(image) for name, image in self.aligned.items()}
+        self.by_tissues = partial(bias.even, tissues=tissues, to_template=to_template, degree=degree)
+        self.aligned = {name: self.by_tissues(image) for name, image in self.aligned.items()}
 
 
 def _by_network(

@@ -46,7 +46,9 @@ def methods(settings: Settings) -> str:
     names = settings.models or default()
     used = " ".join(f"{load(n).title}{_weights(settings, n)} ({load(n).citation})" for n in names)
     warp = "affine and SyN (2 mm)" if settings.registration == "deformable" else "affine"
+    degree = bias.DEGREE_BY_ATLAS
     if settings.regions_from == "network":
+        degree = bias.DEGREE
         anatomy = (
             f"Brain, tissues and regions were found by a 3-D U-Net on a 2 mm grid, trained on simulated contrasts of "
             f"label maps of real people (after Billot et al.), in the pose of ICBM152 2009a symmetric (ANTs, {warp}), "
@@ -65,7 +67,7 @@ def methods(settings: Settings) -> str:
     return (
         f"Enlarged perivascular spaces (EPVS) were measured with bids_epvs {__version__}. The T2w image "
         f"(without one, the T1w or FLAIR) was corrected for intensity inhomogeneity with N4 estimated at 2 mm and, "
-        f"once tissues were known, with the polynomial field of degree {bias.DEGREE} under which each has one "
+        f"once tissues were known, with the polynomial field of degree {degree} under which each has one "
         f"intensity; further sequences were aligned with it rigidly and corrected likewise. "
         f"{anatomy}"
         f"EPVS were measured in native space with: {used} In segmentations, connected voxels (26-neighbourhood) of "

@@ -1,4 +1,4 @@
-"""Warnings of the preparation."""
+"""Warnings of the preparation, and how its sequences are evened."""
 
 import nibabel as nib
 import numpy as np
