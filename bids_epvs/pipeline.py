@@ -24,7 +24,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
@@ -245,7 +245,7 @@ def run_session(scan: Scan, settings: Settings, clock: logs.Clock, helper: Execu
         clock.hashes.update(keys)
     with clock.stage("preparation") as note:
         prepared_key = stages.preparation(scan, settings, keys, note, helper)
-    prepared = cache(partial(stages.read_prepared, scan, settings))  # for all methods; the files are large
+    prepared = partial(stages.kept, scan, settings, prepared_key)
     model_keys = run_models(scan, settings, prepared_key, clock, prepared, helper)
     with clock.stage("measures") as note:
         stages.measures(scan, settings, model_keys, prepared_key, note, prepared)

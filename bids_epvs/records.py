@@ -341,3 +341,22 @@ class Analysis:
     quality: pd.DataFrame
     maps: tuple[FrequencyMap, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A spatial transform that maps points of the fixed space to points of the moving space, made by `prepare.ants`.
+
+    Attributes
+    ----------
+    forward : tuple of Path
+        ITK files that bring a moving image onto the fixed grid, in the order ANTs applies them.
+    inverse : tuple of Path
+        ITK files that bring a fixed image onto the moving grid.
+    invert : tuple of bool
+        For each file of `inverse`, whether ANTs must invert it.
+    """
+
+    forward: tuple[Path, ...]
+    inverse: tuple[Path, ...]
+    invert: tuple[bool, ...]

@@ -6,7 +6,7 @@ import importlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from functools import partial
@@ -104,7 +104,7 @@ def preparation(
         logger.info("%s: preparation found, not computed again", scan.label)
         return key
     if second_process:  # takes long
-        second_process.submit(importlib.import_module, "bids_epvs.prepare.ants")
+        second_process.submit(ready, "bids_epvs.prepare.ants")
     from bids_epvs.prepare.session import begun, prepare
 
     loaded = {name: load_image(path) for name, path in scan.files.items()}
@@ -133,6 +133,15 @@ def preparation(
     return key
 
 
+def ready(module: str) -> None:
+    """Import a module that takes long.
+
+    Nothing is returned: who receives a module imports it, in a thread of its own, while the main thread imports
+    others, and now and then one of the two found a package half imported.
+    """
+    importlib.import_module(module)
+
+
 @contextmanager
 def helper(settings: Settings, run: logs.Run) -> Iterator[Executor | None]:
     """A second process for the sessions of a subject, where it may use two threads; results are the same."""
@@ -156,18 +165,22 @@ def _networks(settings: Settings, second_process: Executor | None) -> dict[str, 
     def each() -> list[Any]:
         return [n.network(settings.weights_of(n.NAME)) for n in (parcellation, nuclei, slices)]
 
-    def parcellate(images_: Sequence[Any], to_template: np.ndarray) -> Any:
-        if second_process:  # it has all that preparation wants of it, and gets ready for the methods
-            second_process.submit(weights.backend)
+    def parcellate(images_: Iterable[Any], to_template: np.ndarray) -> Any:
         first, second, _ = each()
         return nuclei.predict(images_, to_template, first=first, second=second)
 
     def outline(images_: Sequence[Any], prior: np.ndarray) -> Any:
+        if second_process:  # it has all that preparation wants of it, and gets ready for the methods
+            second_process.submit(weights.backend)
         return slices.outline(images_, prior, model=each()[2])
+
+    def meanwhile() -> None:
+        each()
+        ready("bids_epvs.prepare.ants")
 
     if not second_process:
         each()  # what is missing is said at once
-    return {"parcellate": parcellate, "outline": outline, "meanwhile": each}
+    return {"parcellate": parcellate, "outline": outline, "meanwhile": meanwhile}
 
 
 def _sources(scan: Scan, settings: Settings, *names: str) -> list[str]:
@@ -328,20 +341,21 @@ def model_apart(
     """Stage 3 in a process of its own: the key, and the row of `logs.Clock`."""
     clock = logs.Clock(scan.label)
     with clock.stage(f"model {name}") as note:
-        key = model(scan, settings, name, prepared_key, note, partial(_kept, scan, settings, prepared_key))
+        key = model(scan, settings, name, prepared_key, note, partial(kept, scan, settings, prepared_key))
     return key, clock.rows()[0]
 
 
-_LAST: dict[str, Prepared] = {}
-"""The last session that `_kept` has read, by its key."""
+_LAST: dict[tuple[str, str], Prepared] = {}
+"""The last session that `kept` has read, by its label and key."""
 
 
-def _kept(scan: Scan, settings: Settings, prepared_key: str) -> Prepared:
-    """`read_prepared`, once for all methods of a session."""
-    if prepared_key not in _LAST:
+def kept(scan: Scan, settings: Settings, prepared_key: str) -> Prepared:
+    """`read_prepared`, once for all methods and the report of a session; the files are large."""
+    key = scan.label, prepared_key
+    if key not in _LAST:
         _LAST.clear()
-        _LAST[prepared_key] = read_prepared(scan, settings)
-    return _LAST[prepared_key]
+        _LAST[key] = read_prepared(scan, settings)
+    return _LAST[key]
 
 
 def _write_maps(files: Mapping[str, Path], made: Prediction, prepared: Prepared, spec: ModelSpec, meta: dict) -> None:
@@ -497,7 +511,8 @@ def view(scan: Scan, settings: Settings, error: str) -> View:
     ready = [*images(scan, settings).values(), *anatomy(scan, settings).values()]
     if error or not all(path.is_file() for path in ready):
         return View(scan, error or "no results: run the participant level", sources=sources)
-    prepared = read_prepared(scan, settings)
+    about = write.read_json(paths.sidecar(anatomy(scan, settings)["regions"]))
+    prepared = kept(scan, settings, about.get(write.KEY, ""))
     masks, maps, details = {}, {}, {}
     for name in settings.models or tuple(MODELS):
         own = model_files(scan, settings, name)
@@ -543,6 +558,7 @@ def report(
                 logger.info("sub-%s: report found, not made again", scans[0].subject)
                 return False
     views = [view(s, settings, errors.get(s.label, "")) for s in scans]
+    _LAST.clear()  # `views` hold what is needed
     html, pictures = subject.render(views, methods=text, versions=logs.versions(), key=key, helper=second_process)
     for name, content in pictures.items():
         write.binary(folder / name, content)

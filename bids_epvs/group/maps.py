@@ -17,7 +17,7 @@ from scipy import ndimage
 from bids_epvs.derivatives import paths, write
 from bids_epvs.group.stats import keys
 from bids_epvs.prepare.template import SPACE, space_grid
-from bids_epvs.records import REFERENCES, Cohort, FrequencyMap, Scan
+from bids_epvs.records import REFERENCES, Cohort, FrequencyMap, Scan, Transform
 
 FWHM_MM = 4.0
 """Full width at half maximum of the Gaussian that smooths."""
@@ -73,7 +73,7 @@ def in_template(one: Task) -> dict[str, np.ndarray]:
             if one.transform is None:
                 continue
             own = nib.Nifti1Image(np.asarray(image.dataobj, np.float32), image.affine)
-            route = ants.Transform((one.transform,), (), ())
+            route = Transform((one.transform,), (), ())
             image = ants.apply(own, space_grid(SPACE), route, interpolation="nearestNeighbor")
         out[model] = np.flatnonzero(np.asarray(image.dataobj) > 0.5).astype(np.int32)
     return out

@@ -8,7 +8,7 @@ convolves at 2 mm and below, and answers at 1 mm.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -167,7 +167,7 @@ def refined(
 
 
 def predict(
-    images: Sequence[Nifti1Image],
+    images: Iterable[Nifti1Image],
     to_template: np.ndarray,
     *,
     first: keras.Model | None = None,
@@ -177,7 +177,7 @@ def predict(
 
     Parameters
     ----------
-    images : sequence of Nifti1Image
+    images : iterable of Nifti1Image
     to_template : ndarray
     first, second : keras.Model, optional
         The parcellation network and this one; by default the packaged ones.

@@ -11,7 +11,7 @@ doi:10.1016/j.media.2023.102789).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -381,12 +381,12 @@ def look(image: Nifti1Image, to_template: np.ndarray, model: keras.Model) -> tup
     return fit, seen_halves(model, likened(values, fit))
 
 
-def predict(images: Sequence[Nifti1Image], to_template: np.ndarray, *, model: keras.Model | None = None) -> Parcels:
+def predict(images: Iterable[Nifti1Image], to_template: np.ndarray, *, model: keras.Model | None = None) -> Parcels:
     """Structures of a head from one or several images of it, by this network alone.
 
     Parameters
     ----------
-    images : sequence of Nifti1Image
+    images : iterable of Nifti1Image
         At least one; bias-corrected, aligned with each other; their probabilities are averaged.
     to_template : ndarray
         4 x 4, millimetres of the images to ICBM152 millimetres (affine).

@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -20,6 +19,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 
 from bids_epvs.prepare.resample import canonical_to_world, iso_grid
+from bids_epvs.records import Transform
 
 # With two threads the same registration gave another result each time it was run: one thread, always, so that the same
 # scan gives the same counts. Use --nprocs for speed. ITK reads this when the library loads.
@@ -43,25 +43,6 @@ _AFFINE = {
     "aff_random_sampling_rate": 0.3,
 }
 """A pose to begin with: the finest level takes two thirds of the time, and structures found after it are no better."""
-
-
-@dataclass(frozen=True)
-class Transform:
-    """A spatial transform that maps points of the fixed space to points of the moving space.
-
-    Attributes
-    ----------
-    forward : tuple of Path
-        ITK files that bring a moving image onto the fixed grid, in the order ANTs applies them.
-    inverse : tuple of Path
-        ITK files that bring a fixed image onto the moving grid.
-    invert : tuple of bool
-        For each file of `inverse`, whether ANTs must invert it.
-    """
-
-    forward: tuple[Path, ...]
-    inverse: tuple[Path, ...]
-    invert: tuple[bool, ...]
 
 
 def to_ants(image: Nifti1Image, *, dtype: str = "float32") -> ants.ANTsImage:

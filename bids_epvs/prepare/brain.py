@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -21,9 +20,7 @@ from bids_epvs.prepare import atlas, deep, regions
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.prepare.register import Alignment
 from bids_epvs.prepare.resample import affine_sample, coarse_grid, iso_grid, resample
-
-if TYPE_CHECKING:
-    from bids_epvs.prepare.ants import Transform
+from bids_epvs.records import Transform
 
 WORK_MM = 1.0
 AIR_MM = 6.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -14,9 +13,7 @@ from nibabel.nifti1 import Nifti1Image
 from bids_epvs.prepare import atlas
 from bids_epvs.prepare.bias import COARSE_MM, head_mask
 from bids_epvs.prepare.resample import bounding_box, iso_grid, resample
-
-if TYPE_CHECKING:
-    from bids_epvs.prepare.ants import Transform
+from bids_epvs.records import Transform
 
 logger = logging.getLogger(__name__)
 
@@ -108,12 +105,8 @@ def structures_onto_atlas(looks: tuple[Nifti1Image, Nifti1Image], *, work_dir: P
 
 def deformed(alignment: Alignment, warp: Transform) -> Alignment:
     """An affine alignment with a deformation in template pose behind it."""
-    from bids_epvs.prepare import ants
-
     affine = alignment.transform
-    both = ants.Transform(
-        (*affine.forward, *warp.forward), (*warp.inverse, *affine.inverse), (*warp.invert, *affine.invert)
-    )
+    both = Transform((*affine.forward, *warp.forward), (*warp.inverse, *affine.inverse), (*warp.invert, *affine.invert))
     return replace(alignment, transform=both)
 
 
@@ -176,7 +169,7 @@ def to_space(space: str, file: Path, *, work_dir: Path) -> Transform:
     from bids_epvs.prepare.template import SPACE, icbm152, space_grid
 
     if space == SPACE:
-        return ants.Transform((file,), (), ())
+        return Transform((file,), (), ())
     fixed = space_grid(space)
     fixed = _clipped(resample(fixed, iso_grid(fixed, COARSE_MM)))
     moving = _clipped(resample(icbm152("T1w"), iso_grid(icbm152("T1w"), COARSE_MM)))
@@ -184,4 +177,4 @@ def to_space(space: str, file: Path, *, work_dir: Path) -> Transform:
     warp = ants.register(
         fixed, moving, kind="deformable", work_dir=work_dir / "warp", initial=affine, iterations=(40, 20, 5)
     )
-    return ants.Transform((*warp.forward, file), (), ())
+    return Transform((*warp.forward, file), (), ())

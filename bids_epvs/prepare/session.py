@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -17,15 +17,12 @@ from nibabel.nifti1 import Nifti1Image
 from bids_epvs.prepare import atlas, bias, brain, intensity, regions, register
 from bids_epvs.prepare.labels import mirrored
 from bids_epvs.prepare.resample import canonical, canonical_to_world, resample, voxel_spacing
-from bids_epvs.records import reference_of
-
-if TYPE_CHECKING:
-    from bids_epvs.prepare.ants import Transform
+from bids_epvs.records import Transform, reference_of
 
 logger = logging.getLogger(__name__)
 
 _Value = TypeVar("_Value")
-Parcellate = Callable[[Sequence[Nifti1Image], np.ndarray], brain.Parcels]
+Parcellate = Callable[[Iterable[Nifti1Image], np.ndarray], brain.Parcels]
 LOW_SIMILARITY = 0.4
 LOW_CONFIDENCE = 0.6
 STRUCTURES = {
@@ -123,7 +120,7 @@ def prepare(
     session = _Sequences(images, work_dir, helper)
     if helper and meanwhile:
         meanwhile()
-    base, variation = session.begin()
+    base, variation = session.first()
     kind = "affine" if parcellate and segmentation is None else registration
     logger.info("preparation 3: template to %s (%s)", reference, kind)
     alignment = register.template_to(base, kind=kind, work_dir=work_dir / "template")
@@ -138,7 +135,7 @@ def prepare(
         found = _by_network(session, alignment, parcellate, outline, deformable=registration == "deformable")
         anatomy, alignment, sure = found
     else:
-        anatomy = brain.from_atlas(session.contrasts(), alignment)
+        anatomy = brain.from_atlas(list(session.contrasts()), alignment)
     if settled:
         settled(alignment)
     base = session.aligned[reference]
@@ -159,7 +156,7 @@ def prepare(
 class _Sequences:
     """The sequences of a session, bias-corrected and brought onto the grid of the reference.
 
-    Work begins at once, in the other process where there is one.
+    Work begins at once, in the other process where there is one: those first that the networks wait for.
 
     Attributes
     ----------
@@ -173,39 +170,32 @@ class _Sequences:
         self.reference, self.helper = reference_of(images), helper
         native = images[self.reference]
         self.kept = {self.reference: _put(work_dir / "reference.npz", canonical(native))}
-        self.even = {self.reference: begun(self.helper, _correct, self.kept[self.reference])}
-        others = [name for name in images if name != self.reference]
-        self.kept |= {n: _put(work_dir / n / "image.npz", in_frame(images[n], native)) for n in others}
         self.needed = [n for n in dict.fromkeys((self.reference, "T2w", "T1w")) if n in images]
-        self.coming: dict[str, Future[Transform]] = {}
+        others = sorted((n for n in images if n != self.reference), key=lambda n: n not in self.needed)
+        self.kept |= {n: _put(work_dir / n / "image.npz", in_frame(images[n], native)) for n in others}
+        self.variation = begun(helper, _correct, self.kept[self.reference])
+        if others:
+            logger.info("preparation 2: %s to %s (rigid)", " and ".join(others), self.reference)
+        self.coming = {n: begun(helper, _correct_and_align, self.kept[n], self.kept[self.reference]) for n in others}
         self.aligned: dict[str, Nifti1Image] = {}
         self.transforms: dict[str, Transform] = {}
         self.by_tissues: Callable[[Nifti1Image], Nifti1Image] | None = None
 
-    def begin(self) -> tuple[Nifti1Image, float]:
-        """The corrected reference and how much its field varies; alignment of the others begins."""
-        path = self.kept[self.reference]
-        self.even |= {n: begun(None, _correct, self.kept[n]) for n in self.needed[1:]}  # here, beside the reference
-        variation = self.even[self.reference].result()
-        base = self.aligned[self.reference] = _got(path)
-        others = [name for name in self.kept if name != self.reference]
-        if others:
-            logger.info("preparation 2: %s to %s (rigid)", " and ".join(others), self.reference)
-        for name in sorted(others, key=lambda n: n not in self.needed):  # those first that the networks wait for
-            if name not in self.even:
-                self.even[name] = begun(self.helper, _correct, self.kept[name])
-            self.coming[name] = begun(self.helper, _align, self.kept[name], path)
+    def first(self) -> tuple[Nifti1Image, float]:
+        """The corrected reference and how much its field varies."""
+        variation = self.variation.result()
+        base = self.aligned[self.reference] = _got(self.kept[self.reference])
         return base, variation
 
-    def contrasts(self) -> list[Nifti1Image]:
-        """The images in which anatomy is looked for."""
-        self.arrive(self.needed[1:])
-        return [self.aligned[n] for n in self.needed]
+    def contrasts(self) -> Iterator[Nifti1Image]:
+        """The images in which anatomy is looked for, each as soon as it has arrived."""
+        for name in self.needed:
+            self.arrive([name])
+            yield self.aligned[name]
 
     def arrive(self, names: Sequence[str] | None = None) -> None:
         """Wait for some sequences, or for all."""
         for name in [n for n in (self.kept if names is None else names) if n in self.coming]:
-            self.even[name].result()
             self.transforms[name] = self.coming.pop(name).result()
             image = _got(self.kept[name])
             self.aligned[name] = self.by_tissues(image) if self.by_tissues else image
@@ -228,14 +218,14 @@ def _by_network(
     parcels = parcellate(session.contrasts(), alignment.to_template)
     if not deformable:
         session.even_out(brain.tissues(parcels), alignment.to_template)
-        anatomy = brain.from_parcels(session.contrasts(), parcels, alignment.to_template, outline=outline)
+        anatomy = brain.from_parcels(list(session.contrasts()), parcels, alignment.to_template, outline=outline)
         return anatomy, alignment, confidence(parcels)
     look = brain.structure_look(parcels)
     kept = _put(session.kept[session.reference].parent / "structures" / "look.npz", look)
     warp = begun(session.helper, _deform, kept)
     session.even_out(brain.tissues(parcels), alignment.to_template)
     anatomy = brain.from_parcels(
-        session.contrasts(),
+        list(session.contrasts()),
         parcels,
         alignment.to_template,
         outline=outline,
@@ -284,8 +274,9 @@ def _correct(path: Path) -> float:
     return variation
 
 
-def _align(path: Path, reference: Path) -> Transform:
-    """`register.onto` of a kept image, in its place."""
+def _correct_and_align(path: Path, reference: Path) -> Transform:
+    """`_correct` and `register.onto` of a kept image, in its place; the reference has been corrected."""
+    _correct(path)
     moved, transform = register.onto(_got(reference), _got(path), work_dir=path.parent)
     _put(path, moved)
     return transform

@@ -1,14 +1,18 @@
 """How the methods of a session are divided between two processes."""
 
+import pickle
+import subprocess
+import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from bids_epvs import logs, pipeline, stages
-from bids_epvs.errors import UsageError
-from bids_epvs.records import Scan
+from bids_epvs.errors import EpvsError, UsageError
+from bids_epvs.records import Scan, Transform
 from bids_epvs.settings import Settings
 
 NAMES = ("unet", "gpunet", "cnn", "frangi")
@@ -67,6 +71,27 @@ def test_what_fails_in_the_other_process_fails_the_session(divided):
     divided.broken.add("frangi")
     with ThreadPoolExecutor(1) as helper, pytest.raises(ValueError, match="frangi"):
         divided(helper)
+
+
+def test_no_module_comes_back_from_the_helper(tmp_path):
+    answers = []
+
+    class Here(Executor):
+        def submit(self, function, *given):
+            answers.append(function(*given))
+            return Future()
+
+    scan = Scan("01", None, {"T2w": tmp_path / "missing.nii.gz"})
+    with pytest.raises(EpvsError):
+        stages.preparation(scan, Settings(bids_dir=tmp_path, output_dir=tmp_path / "out"), {}, {}, Here())
+    assert answers
+    assert not any(isinstance(answer, ModuleType) for answer in answers), "who unpickles a module imports it"
+
+
+def test_what_the_helper_finds_is_read_without_ants():
+    program = "import pickle, sys; pickle.loads(bytes.fromhex(sys.argv[1])); assert 'ants' not in sys.modules"
+    found = pickle.dumps(Transform((Path("affine.mat"),), (), ()))
+    subprocess.run([sys.executable, "-c", program, found.hex()], check=True)
 
 
 @pytest.mark.parametrize(("threads", "enough"), [(1, True), (2, False)])

@@ -1,4 +1,6 @@
-"""Warnings of the preparation, and how its sequences are evened."""
+"""Warnings of the preparation, and how its sequences are divided between processes and evened."""
+
+from concurrent.futures import Executor, Future
 
 import nibabel as nib
 import numpy as np
@@ -27,7 +29,7 @@ def test_the_number_is_in_the_warning():
 
 def test_a_sequence_is_evened_whenever_it_comes_and_by_what_is_known_then(tmp_path, monkeypatch):
     monkeypatch.setattr(session, "_correct", lambda path: 1.0)
-    monkeypatch.setattr(session, "_align", lambda path, onto: "transform")
+    monkeypatch.setattr(session, "_correct_and_align", lambda path, onto: "transform")
     by: list[tuple[str, int]] = []
 
     def even(image, tissues, to_template, degree):
@@ -37,10 +39,48 @@ def test_a_sequence_is_evened_whenever_it_comes_and_by_what_is_known_then(tmp_pa
     monkeypatch.setattr(session.bias, "even", even)
     images = {n: nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4)) for n in ("T2w", "T1w", "FLAIR")}
     found = session._Sequences(images, tmp_path, None)
-    found.begin()
+    found.first()
     found.even_out("atlas", np.eye(4), 2)
     assert [i.get_fdata().mean() for i in found.contrasts()] == [2, 2]
     found.even_out("network", np.eye(4))
     found.arrive()
     assert {n: i.get_fdata().mean() for n, i in found.aligned.items()} == {"T2w": 4, "T1w": 4, "FLAIR": 2}
     assert by == [("atlas", 2)] * 2 + [("network", 3)] * 3
+
+
+NAMES = ("FLAIR", "T2w", "T1w")
+
+
+class Later(Executor):
+    """Does what it was given when told to."""
+
+    def __init__(self):
+        self.waiting = []
+
+    def submit(self, function, *given):
+        done = Future()
+        self.waiting.append((done, function, given))
+        return done
+
+    def go(self):
+        done, function, given = self.waiting.pop(0)
+        done.set_result(function(*given))
+
+
+def test_the_helper_begins_with_what_is_waited_for_and_each_contrast_is_given_as_it_comes(tmp_path, monkeypatch):
+    began = []
+    monkeypatch.setattr(session, "_correct", lambda path: began.append(path) or 1.5)
+    monkeypatch.setattr(session, "_correct_and_align", lambda path, onto: began.append(path) or "transform")
+    images = {n: nib.Nifti1Image(np.full((4, 4, 4), k, np.float32), np.eye(4)) for k, n in enumerate(NAMES)}
+    helper = Later()
+    found = session._Sequences(images, tmp_path, helper)
+    helper.go()
+    assert found.first()[1] == 1.5
+    contrasts = found.contrasts()
+    assert next(contrasts).get_fdata().mean() == NAMES.index("T2w")
+    helper.go()
+    assert next(contrasts).get_fdata().mean() == NAMES.index("T1w"), "before FLAIR"
+    helper.go()
+    found.arrive()
+    assert [p.relative_to(tmp_path).parts[0] for p in began] == ["reference.npz", "T1w", "FLAIR"]
+    assert list(found.aligned) == ["T2w", "T1w", "FLAIR"] and not helper.waiting

@@ -1,0 +1,25 @@
+"""One session is read once for its methods and its report."""
+
+from pathlib import Path
+
+from bids_epvs import stages
+from bids_epvs.records import Scan
+from bids_epvs.settings import Settings
+
+
+def test_a_session_is_read_once_and_never_taken_for_another(tmp_path, monkeypatch):
+    read = []
+
+    def reading(scan, settings):
+        read.append(scan.label)
+        return f"what {scan.label} has"
+
+    monkeypatch.setattr(stages, "read_prepared", reading)
+    monkeypatch.setattr(stages, "_LAST", {})
+    settings = Settings(output_dir=tmp_path)
+    first, second = (Scan(name, None, {"T2w": Path("a.nii.gz")}) for name in ("01", "02"))
+    assert [stages.kept(first, settings, "k") for _ in range(3)] == ["what sub-01 has"] * 3
+    assert stages.kept(second, settings, "k") == "what sub-02 has", "two sessions may have the same key"
+    assert stages.kept(second, settings, "other") == "what sub-02 has"
+    assert read == ["sub-01", "sub-02", "sub-02"]
+    assert len(stages._LAST) == 1, "the files are large"
