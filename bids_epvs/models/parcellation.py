@@ -356,8 +356,10 @@ def without_islands(probability: np.ndarray, labels: Sequence[int]) -> np.ndarra
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Over the last axis, float32."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
+    out = logits - logits.max(axis=-1, keepdims=True)
+    np.exp(out, out=out)
+    out /= out.sum(axis=-1, keepdims=True)
+    return out
 
 
 @cache

@@ -8,6 +8,7 @@ Dubost et al. 2019, doi:10.1016/j.neuroimage.2018.10.026 (masks dilated, smoothe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from scipy import ndimage
@@ -96,13 +97,42 @@ def crop(image: np.ndarray, region: np.ndarray, spacing: tuple[float, float, flo
     inside = resampled(region[box].astype(np.float32), spacing) >= 0.5
     if not inside.any():
         return None
-    near = ndimage.distance_transform_edt(~inside, sampling=SPACING_MM) <= DILATED_MM
+    near = dilated(inside, DILATED_MM, SPACING_MM)
     soft = ndimage.gaussian_filter(near.astype(np.float32), [SMOOTHED_MM / s for s in SPACING_MM])
     low, high = np.percentile(fine[near], PERCENTILES)
     scaled = (fine - np.float32(low)) / np.float32(max(high - low, 1e-6))
     fine, side = np.clip(scaled, *RANGE), slice(None, None, -1 if mirrored else 1)
     turned = [np.ascontiguousarray(a[side]) for a in (fine, soft, inside)]
     return Crop(turned[0], turned[1], turned[2], box, spacing, mirrored)
+
+
+def dilated(mask: np.ndarray, reach: float, spacing: tuple[float, float, float]) -> np.ndarray:
+    """All voxels whose centre lies within `reach` mm of that of a voxel of a mask, bool.
+
+    As a threshold on the distance transform, some ten times faster where the reach is a few voxels.
+    """
+    x, y, z = spacing
+    far = [int(reach / s + 1e-6) for s in spacing]
+    runs, grown = [mask], mask
+    for step in range(1, far[0] + 1):  # dilated along x by 0, 1, ... voxels
+        grown = grown.copy()
+        grown[step:] |= mask[:-step]
+        grown[:-step] |= mask[step:]
+        runs.append(grown)
+    out = np.zeros_like(mask)
+    for j, k in product(range(-far[1], far[1] + 1), range(-far[2], far[2] + 1)):
+        left = reach**2 - (j * y) ** 2 - (k * z) ** 2
+        if left > -1e-9:
+            own = runs[int(np.sqrt(max(left, 0.0)) / x + 1e-6)]
+            (to_y, from_y), (to_z, from_z) = _shifted(j), _shifted(k)
+            out[:, to_y, to_z] |= own[:, from_y, from_z]
+    return out
+
+
+def _shifted(step: int) -> tuple[slice, slice]:
+    """Where voxels come to along an axis, and where from, when all move by a step."""
+    back = slice(None, -abs(step) or None), slice(abs(step), None)
+    return back if step < 0 else back[::-1]
 
 
 def resampled(block: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:

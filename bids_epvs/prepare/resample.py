@@ -14,10 +14,11 @@ from scipy import ndimage
 
 def bounding_box(mask: np.ndarray, margin: int | Sequence[int] = 0) -> tuple[slice, slice, slice]:
     """Box around a 3-D mask, a margin in voxels (one or three) added, cut to the array; an empty mask gives it all."""
-    found = ndimage.find_objects(mask.astype(np.uint8))
-    box = found[0] if found else tuple(slice(0, n) for n in mask.shape)
+    flat = np.asarray(mask.any(axis=0))
+    found = [np.flatnonzero(side) for side in (mask.any(axis=(1, 2)), flat.any(axis=1), flat.any(axis=0))]
+    sides = [(int(f[0]), int(f[-1]) + 1) if f.size else (0, n) for f, n in zip(found, mask.shape, strict=True)]
     pads = (margin,) * 3 if isinstance(margin, int) else margin
-    x, y, z = (slice(max(0, b.start - p), min(n, b.stop + p)) for b, p, n in zip(box, pads, mask.shape, strict=True))
+    x, y, z = (slice(max(0, a - p), min(n, b + p)) for (a, b), p, n in zip(sides, pads, mask.shape, strict=True))
     return x, y, z
 
 

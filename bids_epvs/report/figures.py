@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
@@ -68,7 +69,7 @@ def paint(target: np.ndarray, labels: np.ndarray, colors: Mapping[int, str], alp
 def png(picture: np.ndarray) -> bytes:
     """PNG bytes."""
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, format="PNG", optimize=True)
+    Image.fromarray(picture).save(stream, format="PNG")
     return stream.getvalue()
 
 
@@ -109,50 +110,79 @@ def tile(
     box: tuple[slice, slice] | None = None,
     caption: str = "",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One slice: grey picture (uint8) and RGBA overlay of the same size.
+    """One slice: grey picture (uint8) and `overlay` of the same size.
 
     Parameters
     ----------
     image : ndarray
         (X, Y, Z) canonical.
-    layers : mapping
-        Any of ``brain`` (bool), ``regions`` (indices), ``epvs`` (bool): outlines; ``map`` (0-1): colours.
-    axis, index : int
-        Which slice.
-    spacing : sequence of float
-        Voxel sizes, to keep proportions.
+    layers, axis, index, spacing, width, box
+        As in `overlay`.
     limits : tuple of float
         Grey window.
-    width : int
-        Of the picture, in pixels.
-    box : tuple of slice, optional
-        Rows and columns of `plane` to show.
     caption : str
         Top left.
     """
-    cut = box or (slice(None), slice(None))
-    part = plane(image, axis, index)[cut]
-    row, column = _pixels(axis, spacing)
-    size = (max(1, round(width * part.shape[0] * row / (part.shape[1] * column))), width)
+    part = plane(image, axis, index)[box or (slice(None), slice(None))]
+    size = _size(part, axis, spacing, width)
     base = scaled(grey(part, limits), size, smooth=True)
-    overlay = np.zeros((*size, 4), np.uint8)
-    if "regions" in layers:
-        edge = outline(plane(layers["regions"], axis, index)[cut], size)
-        paint(overlay, edge, {i: r.color for i, r in REGIONS.items()})
-    if "brain" in layers:
-        paint(overlay, outline(plane(layers["brain"], axis, index)[cut], size), {1: BRAIN_COLOR})
-    if "epvs" in layers:
-        big = scaled(plane(layers["epvs"], axis, index)[cut].astype(np.uint8), size, smooth=False)
-        paint(overlay, ndimage.binary_dilation(big > 0).astype(np.uint8) - (big > 0), {1: EPVS_COLOR})
-    if "map" in layers:
-        level = scaled(plane(layers["map"], axis, index)[cut].astype(np.float32), size, smooth=True)
-        overlay = np.maximum(overlay, colored(np.clip(level, 0, 1)))
     if caption:
         base = write_text(base, caption, (4, 2), "white")
     if axis != 0:
         base = write_text(base, "R", (4, size[0] - 14), "white")
         base = write_text(base, "L", (width - 12, size[0] - 14), "white")
-    return base, overlay
+    return base, overlay(layers, axis=axis, index=index, spacing=spacing, width=width, box=box, size=size)
+
+
+def _size(part: np.ndarray, axis: int, spacing: Sequence[float], width: int) -> tuple[int, int]:
+    """Height and width of the picture of a part of a slice."""
+    row, column = _pixels(axis, spacing)
+    return max(1, round(width * part.shape[0] * row / (part.shape[1] * column))), width
+
+
+def overlay(
+    layers: Mapping[str, np.ndarray],
+    *,
+    axis: int,
+    index: int,
+    spacing: Sequence[float],
+    width: int,
+    box: tuple[slice, slice] | None = None,
+    size: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """What is drawn over one slice (RGBA).
+
+    Parameters
+    ----------
+    layers : mapping
+        Any of ``brain`` (bool), ``regions`` (indices), ``epvs`` (bool or instances): outlines; ``map`` (0-1): colours.
+        At least one, unless `size` is given.
+    axis, index : int
+        Which slice.
+    spacing : sequence of float
+        Voxel sizes, to keep proportions.
+    width : int
+        Of the picture, in pixels.
+    box : tuple of slice, optional
+        Rows and columns of `plane` to show.
+    size : tuple of int, optional
+        Height and width where they are known.
+    """
+    cut = box or (slice(None), slice(None))
+    parts = {name: plane(volume, axis, index)[cut] for name, volume in layers.items()}
+    size = size or _size(next(iter(parts.values())), axis, spacing, width)
+    out = np.zeros((*size, 4), np.uint8)
+    if "regions" in parts:
+        paint(out, outline(parts["regions"], size), {i: r.color for i, r in REGIONS.items()})
+    if "brain" in parts:
+        paint(out, outline(parts["brain"], size), {1: BRAIN_COLOR})
+    if "epvs" in parts:
+        big = scaled((parts["epvs"] > 0).astype(np.uint8), size, smooth=False)
+        paint(out, ndimage.binary_dilation(big > 0).astype(np.uint8) - (big > 0), {1: EPVS_COLOR})
+    if "map" in parts:
+        level = scaled(parts["map"].astype(np.float32), size, smooth=True)
+        out = np.maximum(out, colored(np.clip(level, 0, 1)))
+    return out
 
 
 MAP_SHOWN = 0.08
@@ -187,15 +217,15 @@ def grid(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
 
 def mosaic(
     image: np.ndarray,
-    layers: Mapping[str, np.ndarray],
+    layers: Sequence[Mapping[str, np.ndarray]],
     brain: np.ndarray,
     spacing: Sequence[float],
     *,
     tiles: int = 24,
     columns: int = 6,
     width: int = 200,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Axial slices through the brain, two coronal and two sagittal: grey picture and overlay."""
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Axial slices through the brain, three coronal and three sagittal: grey picture, and an overlay of each layers."""
     limits = window(image, brain)
     spots = []
     for axis, count in ((2, tiles - 6), (1, 3), (0, 3)):
@@ -207,23 +237,14 @@ def mosaic(
         )
         spots += [(axis, round(float(v))) for v in inner]
     box = bounding_box(brain, 12)
-    made = []
+    made: list[list[np.ndarray]] = []
     for axis, index in spots:
-        view = _view(box, axis, brain.shape)
-        made.append(
-            tile(
-                image,
-                layers,
-                axis=axis,
-                index=index,
-                spacing=spacing,
-                limits=limits,
-                width=width,
-                box=view,
-                caption=f"{'xyz'[axis]} {index}",
-            )
-        )
-    return grid([m[0] for m in made], columns), grid([m[1] for m in made], columns)
+        common: dict[str, Any] = {"axis": axis, "index": index, "spacing": spacing, "width": width}
+        common["box"] = _view(box, axis, brain.shape)
+        base, _ = tile(image, {}, limits=limits, caption=f"{'xyz'[axis]} {index}", **common)
+        made.append([base, *(overlay(layer, **common) for layer in layers)])
+    base, *over = (grid(pictures, columns) for pictures in zip(*made, strict=True))
+    return base, over
 
 
 def _view(box: tuple[slice, slice, slice], axis: int, shape: Sequence[int]) -> tuple[slice, slice]:
@@ -235,9 +256,7 @@ def _view(box: tuple[slice, slice, slice], axis: int, shape: Sequence[int]) -> t
 
 def region_view(mask: np.ndarray, index: int | None = None, margin: int = 20) -> tuple[slice, slice]:
     """Rows and columns of the axial `plane` that show a region in one slice (in all: None, or where it is absent)."""
-    part = np.zeros_like(mask)
-    if index is not None:
-        part[:, :, index] = mask[:, :, index]
+    part = mask if index is None else mask[:, :, [index]]
     return _view(bounding_box(part if part.any() else mask, margin), 2, mask.shape)
 
 

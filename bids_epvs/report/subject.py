@@ -200,14 +200,11 @@ def _mosaic(view: View, pictures: dict[str, bytes]) -> dict:
     """Grey mosaic, anatomy layer and one EPVS layer a model."""
     prepared = view.prepared
     assert prepared is not None  # the caller checked
-    image = prepared.base
-    base, anatomy = figures.mosaic(
-        image, {"brain": prepared.brain, "regions": prepared.regions}, prepared.brain, prepared.spacing
-    )
+    every = [{"brain": prepared.brain, "regions": prepared.regions}, *({"epvs": m} for m in view.masks.values())]
+    base, (anatomy, *found) = figures.mosaic(prepared.base, every, prepared.brain, prepared.spacing)
     layers = [("anatomy", "brain and regions", _keep(pictures, f"{view.scan.label}_anatomy.png", figures.png(anatomy)))]
-    for name, labels in view.masks.items():
-        _, found = figures.mosaic(image, {"epvs": labels > 0}, prepared.brain, prepared.spacing)
-        uri = _keep(pictures, f"{view.scan.label}_{name}.png", figures.png(found))
+    for name, drawn in zip(view.masks, found, strict=True):
+        uri = _keep(pictures, f"{view.scan.label}_{name}.png", figures.png(drawn))
         layers.append((name, f"EPVS by {name}", uri))
     return {"base": _keep(pictures, f"{view.scan.label}_base.jpg", figures.jpeg(base)), "layers": layers}
 
@@ -259,23 +256,18 @@ def _decisions(view: View, model: str, pictures: dict[str, bytes]) -> list[dict]
             continue
         index = int(row["slice"].iloc[0])
         inside = np.isin(prepared.regions, indices(name))
-        own = np.where(inside, prepared.regions, 0)
-        box = figures.region_view(inside, index)
-        common: dict[str, Any] = {
-            "axis": 2,
-            "index": index,
-            "spacing": prepared.spacing,
-            "limits": limits,
-            "width": 620,
+        one: dict[str, Any] = {"axis": 2, "spacing": prepared.spacing, "width": 620}
+        one["box"] = figures.region_view(inside, index)
+        base, _ = figures.tile(prepared.base, {}, index=index, limits=limits, **one)
+        near = inside[:, :, [index]]  # the slice alone: the rest is not shown
+        drawn = {
+            ("region", "region"): {"regions": np.where(near, prepared.regions[:, :, [index]], 0)},
+            ("epvs", "EPVS"): {"epvs": view.masks[model][:, :, [index]]},
         }
-        image = prepared.base
-        base, edge = figures.tile(image, {"regions": own}, box=box, **common)
-        _, found = figures.tile(image, {"epvs": view.masks[model] > 0}, box=box, **common)
-        layers = [("region", "region", edge), ("epvs", "EPVS", found)]
         if model in view.maps:
-            shown = view.maps[model] / max(float(view.maps[model][inside].max()), 1e-9)
-            _, warm = figures.tile(image, {"map": np.where(inside, shown, 0)}, box=box, **common)
-            layers.append(("map", "attention", warm))
+            top = max(float(view.maps[model][inside].max()), 1e-9)
+            drawn["map", "attention"] = {"map": np.where(near, view.maps[model][:, :, [index]] / top, 0)}
+        layers = [(*names, figures.overlay(what, index=0, **one)) for names, what in drawn.items()]
         stem = f"{view.scan.label}_{model}_{name}"
         out.append(
             {

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bids_epvs.prepare import crops
 
@@ -65,3 +66,13 @@ def test_tissue_is_0_and_what_is_near_it_is_spread_out():
     assert tissue == pytest.approx(0.2)
     np.testing.assert_allclose(crops.stretched(image, tissue), [-0.4, 0, 0.4, 0.6, 2.0], atol=1e-6)
     assert crops.level(image, np.zeros(5, bool)) == 0
+
+
+@pytest.mark.parametrize("shape", [(30, 25, 20), (9, 1, 2), (3, 3, 3)])
+@pytest.mark.parametrize("spacing, reach", [((0.5, 0.5, 0.8), 2.0), ((0.7, 0.45, 1.3), 3.3), ((5.0, 0.5, 5.0), 2.0)])
+def test_dilation_reaches_as_far_as_the_distance_transform(shape, spacing, reach, rng):
+    mask = rng.random(shape) < 0.02
+    mask[0, 0, -1] = True
+    far = ndimage.distance_transform_edt(~mask, sampling=spacing)
+    assert np.array_equal(crops.dilated(mask, reach, spacing), far <= reach)
+    assert not crops.dilated(np.zeros(shape, bool), reach, spacing).any()

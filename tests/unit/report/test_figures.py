@@ -41,7 +41,7 @@ def test_tiles_keep_proportions_and_overlays_lie_on_the_voxels(volume):
 def test_the_mosaic_shows_the_brain_and_nothing_fails_without_one(volume):
     brain = np.ones(volume.shape, bool)
     for mask in (brain, ~brain):
-        base, overlay = figures.mosaic(volume, {"brain": mask}, mask, (1, 1, 2), tiles=12, columns=6, width=40)
+        base, (overlay,) = figures.mosaic(volume, [{"brain": mask}], mask, (1, 1, 2), tiles=12, columns=6, width=40)
         assert base.shape[:2] == overlay.shape[:2]
         assert base.shape[1] == 240
 
