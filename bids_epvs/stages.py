@@ -91,6 +91,7 @@ def preparation(
     scan: Scan, settings: Settings, keys: Mapping[str, str], note: dict, second_process: Executor | None = None
 ) -> str:
     """Stage 2: bias, registration, brain, regions; `second_process` aligns the other sequences (see `helper`)."""
+    _LAST.clear()  # of the session before
     content = {"stage": "prepare", "version": __version__, "inputs": keys, "registration": settings.registration}
     segmentation = find_segmentation(scan, settings.derivatives)
     network = settings.regions_from == "network" and not segmentation

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+
 from bids_epvs import stages
+from bids_epvs.errors import EpvsError
 from bids_epvs.records import Scan
 from bids_epvs.settings import Settings
 
@@ -23,3 +26,6 @@ def test_a_session_is_read_once_and_never_taken_for_another(tmp_path, monkeypatc
     assert stages.kept(second, settings, "other") == "what sub-02 has"
     assert read == ["sub-01", "sub-02", "sub-02"]
     assert len(stages._LAST) == 1, "the files are large"
+    with pytest.raises(EpvsError):  # there is no such image
+        stages.preparation(first, settings, {}, {})
+    assert not stages._LAST, "nor are they kept while the next session is prepared"
