@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from bids_epvs.prepare.resample import bounding_box
+from bids_epvs.prepare.regions import opened_axially
 
 
 class Levels(NamedTuple):
@@ -50,24 +50,11 @@ def large_fluid(image: np.ndarray, labels: np.ndarray, spacing: tuple[float, ...
     half = found.white + 0.5 * (found.fluid - found.white)
     bright = (image > half) & (labels > 0)
     seeds = bright & np.isin(labels, (4, 43, 14, 15, 24))
-    seeds |= _opened_axially(bright, spacing, 1.6)
+    seeds |= opened_axially(bright, spacing, 1.6)
     seeds = _drop_small(seeds, 10.0 / float(np.prod(spacing)))
     steps = max(1, round(2.0 / max(min(spacing[:2]), 0.4)))
     soft = (image > found.white + 0.35 * (found.fluid - found.white)) & (labels > 0)
     return ndimage.binary_dilation(seeds, _plus(), iterations=steps, mask=soft) | seeds
-
-
-def _opened_axially(mask: np.ndarray, spacing: tuple[float, ...], radius: float) -> np.ndarray:
-    """Opening of each axial slice by a disk of `radius` mm."""
-    out = np.zeros_like(mask)
-    box = bounding_box(mask, (1, 1, 0))
-    found, part = out[box], mask[box]
-    for k in range(part.shape[2]):
-        if part[..., k].any():
-            core = ndimage.distance_transform_edt(part[..., k], sampling=spacing[:2]) > radius
-            if core.any():
-                found[..., k] = ndimage.distance_transform_edt(~core, sampling=spacing[:2]) <= radius
-    return out & mask
 
 
 def _drop_small(mask: np.ndarray, voxels: float) -> np.ndarray:

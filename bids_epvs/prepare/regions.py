@@ -79,6 +79,9 @@ ANTERIOR_COMMISSURE = np.array([0.0, 2.0, -4.0])
 
 CAPSULE_MM = 5.0
 SUBINSULAR_MM = 5.0
+THIN_MM = 1.0
+"""Half the width below which what stands out of them is no capsule: where the nearest voxel of the putamen jumps, rays
+of a voxel or two stood out like a comb."""
 LEAST_MM3 = 50.0
 """Smaller pieces of capsule and white matter, away from the nuclei, are not basal ganglia."""
 
@@ -196,9 +199,23 @@ def basal_ganglia(labels: np.ndarray, spacing: tuple[float, float, float], to_te
         outward = np.sign(_voxel_x(to_template, labels.shape)[box])
         lateral = (x - i) * outward * np.sign(to_template[0, 0]) * spacing[0] > 0.5 * distance
         capsule |= white[box] & (distance <= SUBINSULAR_MM) & lateral
+    capsule &= opened_axially(capsule | nuclei[box], spacing, THIN_MM)
     out = nuclei.copy()
     out[box] |= _touching(capsule, nuclei[box], LEAST_MM3 / float(np.prod(spacing)))
     return _without_holes(out, labels)
+
+
+def opened_axially(mask: np.ndarray, spacing: tuple[float, ...], radius: float) -> np.ndarray:
+    """Opening of each axial slice by a disk of `radius` mm."""
+    out = np.zeros_like(mask)
+    box = bounding_box(mask, (1, 1, 0))
+    found, part = out[box], mask[box]
+    for k in range(part.shape[2]):
+        if part[..., k].any():
+            core = ndimage.distance_transform_edt(part[..., k], sampling=spacing[:2]) > radius
+            if core.any():
+                found[..., k] = ndimage.distance_transform_edt(~core, sampling=spacing[:2]) <= radius
+    return out & mask
 
 
 def _touching(added: np.ndarray, core: np.ndarray, least: float) -> np.ndarray:

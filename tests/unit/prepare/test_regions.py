@@ -109,3 +109,26 @@ def test_fluid_far_above_is_not_the_top_of_the_ventricles():
     assert regions.ventricle_top(labels, (1.0, 1.0, 3.0)) == 15
     assert regions.ventricle_top(labels[..., 4:9], (1.0, 1.0, 3.0)) == 4, "the scan ends inside them"
     assert regions.ventricle_top(np.full((5, 5, 5), 2), (1.0, 1.0, 1.0)) is None
+
+
+def test_nothing_thin_stands_out_from_the_basal_ganglia(monkeypatch):
+    """The nearest voxel of an oblique, uneven putamen jumps from row to row."""
+    spacing = (0.6, 0.6, 3.0)
+    x, y = (np.arange(n)[:, None, None] * 0.6 for n in (100, 120))
+    y = y.reshape(1, -1, 1) * np.ones((1, 1, 5))
+    u, v = (x - 20) * 0.9 + (y - 36) * 0.4, (y - 36) * 0.9 - (x - 20) * 0.4
+    putamen = (u / 5) ** 2 + (v / (14 + np.sin(2.5 * x))) ** 2 < 1
+    labels = np.where(putamen, 12, 2).astype(np.int16)
+    to_template = np.diag([0.6, 0.6, 3.0, 1.0])
+    to_template[0, 3] = -50.0
+
+    def thin(mask):
+        return (mask & ~putamen & ~regions.opened_axially(mask, spacing, regions.THIN_MM)).sum()
+
+    made = regions.basal_ganglia(labels, spacing, to_template)
+    assert (made & ~putamen).sum() > 500, "the subinsular white matter"
+    assert thin(made) == 0
+    monkeypatch.setattr(regions, "THIN_MM", 0.0)
+    rough = regions.basal_ganglia(labels, spacing, to_template)
+    monkeypatch.undo()
+    assert thin(rough) > 20 and made.sum() > 0.9 * rough.sum()
