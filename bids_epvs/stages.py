@@ -559,7 +559,7 @@ def report(
                 logger.info("sub-%s: report found, not made again", scans[0].subject)
                 return False
     views = [view(s, settings, errors.get(s.label, "")) for s in scans]
-    _LAST.clear()  # `views` hold what is needed
+    _LAST.clear()  # the files may change before the next report
     html, pictures = subject.render(views, methods=text, versions=logs.versions(), key=key, helper=second_process)
     for name, content in pictures.items():
         write.binary(folder / name, content)

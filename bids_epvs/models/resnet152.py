@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import ndimage, special
+from scipy import special
 
 from bids_epvs.models import weights
 from bids_epvs.models.spec import ModelSpec, Weights, recorded
 from bids_epvs.prepare import window
+from bids_epvs.prepare.crops import dilated
 from bids_epvs.prepare.regions import indices
 from bids_epvs.prepare.window import Window
 from bids_epvs.records import SEVERITY, Finding, Prediction, Prepared
@@ -74,9 +75,7 @@ def looked(regions: np.ndarray, where: Window) -> np.ndarray:
 
 def near(basal: np.ndarray) -> np.ndarray:
     """The basal ganglia and `MARGIN_MM` around them, bool; `basal` is on the grid of the box."""
-    if not basal.any():
-        return basal
-    return ndimage.distance_transform_edt(~basal, sampling=STEP_MM) <= MARGIN_MM
+    return dilated(basal, MARGIN_MM, STEP_MM)
 
 
 def build(depth: int = 152, width: int = WIDTH, stride_z: int = 2) -> keras.Model:

@@ -80,8 +80,8 @@ ANTERIOR_COMMISSURE = np.array([0.0, 2.0, -4.0])
 CAPSULE_MM = 5.0
 SUBINSULAR_MM = 5.0
 THIN_MM = 1.0
-"""Half the width below which what stands out of them is no capsule: where the nearest voxel of the putamen jumps, rays
-of a voxel or two stood out like a comb."""
+"""Half the width below which what stands out of nuclei and capsules is neither: where the nearest voxel of the putamen
+jumps, rays of a voxel or two stood out like a comb."""
 LEAST_MM3 = 50.0
 """Smaller pieces of capsule and white matter, away from the nuclei, are not basal ganglia."""
 

@@ -110,13 +110,29 @@ def tile(
     box: tuple[slice, slice] | None = None,
     caption: str = "",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One slice: grey picture (uint8) and `overlay` of the same size.
+    """One slice: `base` and `overlay`, of the same size; their parameters."""
+    common: dict[str, Any] = {"axis": axis, "index": index, "spacing": spacing, "width": width, "box": box}
+    return base(image, limits=limits, caption=caption, **common), overlay(layers, **common)
+
+
+def base(
+    image: np.ndarray,
+    *,
+    axis: int,
+    index: int,
+    spacing: Sequence[float],
+    limits: tuple[float, float],
+    width: int,
+    box: tuple[slice, slice] | None = None,
+    caption: str = "",
+) -> np.ndarray:
+    """One slice as a grey picture (uint8).
 
     Parameters
     ----------
     image : ndarray
         (X, Y, Z) canonical.
-    layers, axis, index, spacing, width, box
+    axis, index, spacing, width, box
         As in `overlay`.
     limits : tuple of float
         Grey window.
@@ -125,13 +141,13 @@ def tile(
     """
     part = plane(image, axis, index)[box or (slice(None), slice(None))]
     size = _size(part, axis, spacing, width)
-    base = scaled(grey(part, limits), size, smooth=True)
+    out = scaled(grey(part, limits), size, smooth=True)
     if caption:
-        base = write_text(base, caption, (4, 2), "white")
+        out = write_text(out, caption, (4, 2), "white")
     if axis != 0:
-        base = write_text(base, "R", (4, size[0] - 14), "white")
-        base = write_text(base, "L", (width - 12, size[0] - 14), "white")
-    return base, overlay(layers, axis=axis, index=index, spacing=spacing, width=width, box=box, size=size)
+        out = write_text(out, "R", (4, size[0] - 14), "white")
+        out = write_text(out, "L", (width - 12, size[0] - 14), "white")
+    return out
 
 
 def _size(part: np.ndarray, axis: int, spacing: Sequence[float], width: int) -> tuple[int, int]:
@@ -148,15 +164,14 @@ def overlay(
     spacing: Sequence[float],
     width: int,
     box: tuple[slice, slice] | None = None,
-    size: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """What is drawn over one slice (RGBA).
 
     Parameters
     ----------
     layers : mapping
-        Any of ``brain`` (bool), ``regions`` (indices), ``epvs`` (bool or instances): outlines; ``map`` (0-1): colours.
-        At least one, unless `size` is given.
+        At least one of ``brain`` (bool), ``regions`` (indices), ``epvs`` (bool or instances): outlines; ``map`` (0-1):
+        colours.
     axis, index : int
         Which slice.
     spacing : sequence of float
@@ -165,12 +180,10 @@ def overlay(
         Of the picture, in pixels.
     box : tuple of slice, optional
         Rows and columns of `plane` to show.
-    size : tuple of int, optional
-        Height and width where they are known.
     """
     cut = box or (slice(None), slice(None))
     parts = {name: plane(volume, axis, index)[cut] for name, volume in layers.items()}
-    size = size or _size(next(iter(parts.values())), axis, spacing, width)
+    size = _size(next(iter(parts.values())), axis, spacing, width)
     out = np.zeros((*size, 4), np.uint8)
     if "regions" in parts:
         paint(out, outline(parts["regions"], size), {i: r.color for i, r in REGIONS.items()})
@@ -241,10 +254,10 @@ def mosaic(
     for axis, index in spots:
         common: dict[str, Any] = {"axis": axis, "index": index, "spacing": spacing, "width": width}
         common["box"] = _view(box, axis, brain.shape)
-        base, _ = tile(image, {}, limits=limits, caption=f"{'xyz'[axis]} {index}", **common)
-        made.append([base, *(overlay(layer, **common) for layer in layers)])
-    base, *over = (grid(pictures, columns) for pictures in zip(*made, strict=True))
-    return base, over
+        below = base(image, limits=limits, caption=f"{'xyz'[axis]} {index}", **common)
+        made.append([below, *(overlay(layer, **common) for layer in layers)])
+    below, *over = (grid(pictures, columns) for pictures in zip(*made, strict=True))
+    return below, over
 
 
 def _view(box: tuple[slice, slice, slice], axis: int, shape: Sequence[int]) -> tuple[slice, slice]:

@@ -258,7 +258,7 @@ def _decisions(view: View, model: str, pictures: dict[str, bytes]) -> list[dict]
         inside = np.isin(prepared.regions, indices(name))
         one: dict[str, Any] = {"axis": 2, "spacing": prepared.spacing, "width": 620}
         one["box"] = figures.region_view(inside, index)
-        base, _ = figures.tile(prepared.base, {}, index=index, limits=limits, **one)
+        base = figures.base(prepared.base, index=index, limits=limits, **one)
         near = inside[:, :, [index]]  # the slice alone: the rest is not shown
         drawn = {
             ("region", "region"): {"regions": np.where(near, prepared.regions[:, :, [index]], 0)},
@@ -297,18 +297,12 @@ def _map(view: View, spec: ModelSpec, pictures: dict[str, bytes]) -> dict:
     shown = values / max(float(values.max()), 1e-9)
     own = np.where(inside, prepared.regions, 0)
     box = figures.region_view(inside, margin=30)
+    limits = figures.window(prepared.base, prepared.brain)
     tiles: list[tuple[np.ndarray, ...]] = []
     for index in chosen:
-        common: dict[str, Any] = {
-            "axis": 2,
-            "index": index,
-            "spacing": prepared.spacing,
-            "limits": figures.window(prepared.base, prepared.brain),
-            "width": 480,
-            "box": box,
-        }
-        base, edge = figures.tile(prepared.base, {"regions": own}, caption=f"z {index}", **common)
-        tiles.append((base, edge, figures.tile(prepared.base, {"map": shown}, **common)[1]))
+        common: dict[str, Any] = {"axis": 2, "index": index, "spacing": prepared.spacing, "width": 480, "box": box}
+        base, edge = figures.tile(prepared.base, {"regions": own}, limits=limits, caption=f"z {index}", **common)
+        tiles.append((base, edge, figures.overlay({"map": shown}, **common)))
     base, edge, warm = (figures.grid([t[k] for t in tiles], 2) for k in range(3))
     stem = f"{view.scan.label}_{spec.name}_map"
     layers = [("region", "region", edge), ("map", "map", warm)]
