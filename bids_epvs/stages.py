@@ -242,6 +242,7 @@ def _write_preparation(
             "RatingSlices": dict(result.slices),
             "BrainVolume_mm3": float(result.anatomy.brain.sum() * np.prod(spacing)),
             "TemplateCorrelation": round(result.alignment.similarity, 4),
+            "TemplateMargin": round(result.alignment.margin, 3),
             "RegionConfidence": {k: round(v, 3) for k, v in result.confidence.items()},
             "QualityNotes": notes,
         },

@@ -183,9 +183,13 @@ def predict(
         The parcellation network and this one; by default the packaged ones.
     """
     first, second = first or parcellation.network(), second or network()
-    coarse, fine = [], []
+    coarse: list[np.ndarray] = []
+    fine: list[np.ndarray] = []
     for image in images:
-        fit, sides = parcellation.look(image, to_template, first)
+        if coarse:
+            fit, sides = parcellation.look(image, to_template, first)
+        else:
+            to_template, fit, sides = parcellation.look_for_pose(image, to_template, first)
         coarse.append(parcellation.merged(*sides))
         left, right = refined(image, to_template, fit, sides, model=second)
         fine.append(parcellation.merged(left, right, grid().shape[0]))
@@ -197,6 +201,7 @@ def predict(
         nib.Nifti1Image(clean, parcellation.grid().affine),
         parcellation.outputs(),
         fine=nib.Nifti1Image(near, grid().affine),
+        to_template=to_template,
     )
 
 

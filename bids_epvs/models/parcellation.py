@@ -321,11 +321,11 @@ def merged(left: np.ndarray, right: np.ndarray, width: int = SHAPE[0]) -> np.nda
     seen[-half:] += 1
     background = np.zeros(out.shape[:3], np.float32)
     sides = (out, background), (out[::-1], background[::-1])
-    for found, (side, rest) in zip((left, right), sides, strict=True):
+    for own, found, (side, rest) in zip((True, False), (left, right), sides, strict=True):
         rest[:half] += found[..., 0]
         for k, structure in enumerate(CLASSES[1:OTHER_SIDE], start=1):
             index = 2 if structure.name == "WhiteMatterLesion" else structure.labels[0]
-            column = index if structure.midline or found is left else mirrored(index)
+            column = index if structure.midline or own else mirrored(index)
             side[:half, ..., labels.index(column)] += found[..., k]
     for structure in CLASSES[1:OTHER_SIDE]:
         if structure.midline:
@@ -376,11 +376,113 @@ def seen_halves(model: keras.Model, seen: np.ndarray) -> np.ndarray:
     return np.stack(each)
 
 
+LANDMARKS = (2, 41, 4, 43, 10, 49, 11, 50, 12, 51, 13, 52, 16, 17, 53, 18, 54, 28, 60, 3, 42, 8, 47)
+"""Structures whose centres `pose_from` compares with those of the atlas."""
+_FOUND, _FEWEST = 0.5, 12
+"""Share of the atlas's volume that must be found of a structure, and number of such structures, to tell a pose."""
+FAR_MM, _POSES = 7.0, 3
+"""Mean distance in the brain between two poses that calls for another look in the second one, and most such looks."""
+
+
+@cache
+def prior_landmarks() -> np.ndarray:
+    """Share of each of `LANDMARKS` at each voxel of `grid` by the atlas, float32 (X, Y, Z, landmarks)."""
+    return _landmarks(merged(priors(), priors()))
+
+
+def _landmarks(whole: np.ndarray) -> np.ndarray:
+    """(X, Y, Z, landmarks) of `merged` probabilities."""
+    return whole[..., [outputs().index(i) for i in LANDMARKS]]
+
+
+def pose_from(whole: np.ndarray, seen: np.ndarray, to_template: np.ndarray) -> np.ndarray:
+    """The affine under which the centres of `LANDMARKS` come nearest to those of the atlas (least squares).
+
+    Parameters
+    ----------
+    whole : ndarray
+        Probabilities of `outputs` on `grid`, found in the pose that is given.
+    seen : ndarray of bool
+        Voxels of `grid` that were imaged; the others count neither here nor in the atlas.
+    to_template : ndarray
+        4 x 4, that pose: millimetres of the image to ICBM152 millimetres.
+
+    Returns
+    -------
+    ndarray
+        4 x 4; as given where fewer than `_FEWEST` structures were found.
+    """
+    (found, ours), (prior, theirs) = (_centres(v * seen[..., None]) for v in (_landmarks(whole), prior_landmarks()))
+    enough = (found > _FOUND * prior_landmarks().sum(axis=(0, 1, 2))) & (prior > 0)
+    if np.count_nonzero(enough) < _FEWEST:
+        return to_template
+    step = np.linalg.lstsq(ours[enough], theirs[enough], rcond=None)[0].T
+    step[3] = [0, 0, 0, 1]
+    return step @ to_template
+
+
+def _centres(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of each volume of (X, Y, Z, volumes), and its centre of mass, template millimetres and a 1, (volumes, 4)."""
+    along = [shares.sum(axis=tuple({0, 1, 2} - {axis}), dtype=np.float64) for axis in range(3)]
+    total = along[0].sum(axis=0)
+    at = [np.arange(len(profile)) @ profile / np.maximum(total, 1e-6) for profile in along]
+    return total, np.column_stack([*at, np.ones(len(total))]) @ grid().affine.T
+
+
 def look(image: Nifti1Image, to_template: np.ndarray, model: keras.Model) -> tuple[Fit, np.ndarray]:
     """Intensities of the tissues of an image, and what the network finds in it (see `seen_halves`)."""
+    fit, sides, _ = _looked(image, to_template, model)
+    return fit, sides
+
+
+def _looked(image: Nifti1Image, to_template: np.ndarray, model: keras.Model) -> tuple[Fit, np.ndarray, np.ndarray]:
+    """`look`, and the voxels that were imaged."""
     values = on_grid(image, to_template, grid())
     fit = fitted(values)
-    return fit, seen_halves(model, likened(values, fit))
+    return fit, seen_halves(model, likened(values, fit)), values > 0
+
+
+def look_for_pose(
+    image: Nifti1Image, to_template: np.ndarray, model: keras.Model
+) -> tuple[np.ndarray, Fit, np.ndarray]:
+    """`look` in a pose that is corrected where the structures lie far from those of the atlas.
+
+    Registration of intensities goes wrong now and then, more often where the skull is gone or the contrast is unlike
+    the template's, but seldom by so much that the network loses the structures. It looks again where they lie, as
+    long as that makes it surer (`Parcels.expected_dice`).
+
+    Returns
+    -------
+    to_template : ndarray
+        The one that was given, or a better one.
+    fit : Fit
+    sides : ndarray
+        As of `look`.
+    """
+    fit, sides, seen = _looked(image, to_template, model)
+    whole = merged(*sides)
+    for _ in range(_POSES):
+        other = pose_from(whole, seen, to_template)
+        if apart(other, to_template) < FAR_MM:
+            break
+        again = _looked(image, other, model)
+        new = merged(*again[1])
+        if _sure(new) <= _sure(whole):
+            break
+        to_template, (fit, sides, seen), whole = other, again, new
+    return to_template, fit, sides
+
+
+def apart(first: np.ndarray, second: np.ndarray) -> float:
+    """Mean distance (template mm) in the brain between where two affines to the template bring the same place."""
+    step = first @ np.linalg.inv(second)
+    points, _ = atlas.tissue_points()
+    return float(np.linalg.norm(points @ (step[:3, :3] - np.eye(3)).T + step[:3, 3], axis=1).mean())
+
+
+def _sure(whole: np.ndarray) -> float:
+    """Mean expected Dice of all structures."""
+    return float(np.mean(list(Parcels(nib.Nifti1Image(whole, grid().affine), outputs()).expected_dice().values())))
 
 
 def predict(images: Iterable[Nifti1Image], to_template: np.ndarray, *, model: keras.Model | None = None) -> Parcels:
@@ -391,13 +493,20 @@ def predict(images: Iterable[Nifti1Image], to_template: np.ndarray, *, model: ke
     images : iterable of Nifti1Image
         At least one; bias-corrected, aligned with each other; their probabilities are averaged.
     to_template : ndarray
-        4 x 4, millimetres of the images to ICBM152 millimetres (affine).
+        4 x 4, millimetres of the images to ICBM152 millimetres (affine); see `look_for_pose`.
     model : keras.Model, optional
         By default the packaged one.
     """
     model = model or network()
-    mean = averaged([merged(*look(image, to_template, model)[1]) for image in images])
-    return Parcels(nib.Nifti1Image(without_islands(mean, outputs()), grid().affine), outputs())
+    found: list[np.ndarray] = []
+    for image in images:
+        if found:
+            _, sides = look(image, to_template, model)
+        else:
+            to_template, _, sides = look_for_pose(image, to_template, model)
+        found.append(merged(*sides))
+    clean = without_islands(averaged(found), outputs())
+    return Parcels(nib.Nifti1Image(clean, grid().affine), outputs(), to_template=to_template)
 
 
 def averaged(volumes: Sequence[np.ndarray]) -> np.ndarray:

@@ -151,12 +151,17 @@ def register(
         return _keep(result, work_dir=Path(work_dir), kind=kind)
 
 
+def affine(matrix: np.ndarray, work_dir: Path) -> Transform:
+    """A 4 x 4 RAS matrix (mm to mm) from fixed to moving space as a file; the inverse of `linear_matrix`."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    path = work_dir / "affine.mat"
+    _write_affine(_RAS_TO_LPS @ matrix @ _RAS_TO_LPS, path)
+    return Transform((path,), (path,), (True,))
+
+
 def identity(work_dir: Path) -> Transform:
     """A transform that moves nothing, as a file."""
-    work_dir.mkdir(parents=True, exist_ok=True)
-    path = work_dir / "identity.mat"
-    _write_affine(np.eye(4), path)
-    return Transform((path,), (path,), (True,))
+    return affine(np.eye(4), work_dir)
 
 
 def _write_affine(lps: np.ndarray, path: Path) -> None:

@@ -75,6 +75,15 @@ def tissues() -> Nifti1Image:
     return nib.Nifti1Image(sums / 255, atlas.affine @ np.diag([2, 2, 2, 1]))
 
 
+@cache
+def tissue_points() -> tuple[np.ndarray, np.ndarray]:
+    """Places (n, 3), template millimetres, that are rather one of `TISSUES` than not, and the share of each there."""
+    image = tissues()
+    shares = np.asarray(image.dataobj)
+    inside = shares.sum(axis=-1) > 0.5
+    return np.argwhere(inside) @ image.affine[:3, :3].T + image.affine[:3, 3], shares[inside]
+
+
 def tissue_sums(data: np.ndarray, labels: Sequence[int]) -> np.ndarray:
     """Sum over the labels of each of `TISSUES`, float32 (..., tissues), of what each label has, (..., labels)."""
     columns = [[k for k, index in enumerate(labels) if index in own] for own in TISSUES]

@@ -8,7 +8,7 @@ whatever the source of the labels: this module, a segmentation given with ``-d``
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import nibabel as nib
 import numpy as np
@@ -82,11 +82,14 @@ class Parcels:
         FreeSurfer index of each volume.
     fine : Nifti1Image, optional
         The same with smaller voxels, of a part of the head; there it is what counts.
+    to_template : ndarray
+        4 x 4, millimetres of the images to template millimetres: the pose it was brought into.
     """
 
     probability: Nifti1Image
     labels: tuple[int, ...]
     fine: Nifti1Image | None = None
+    to_template: np.ndarray = field(default_factory=lambda: np.eye(4))
 
     def expected_dice(self) -> dict[int, float]:
         """Dice of each structure with a truth drawn from the probabilities: a quality score, 1 where all is certain.

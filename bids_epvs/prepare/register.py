@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
+from scipy import ndimage
 
-from bids_epvs.prepare import atlas
+from bids_epvs.prepare import atlas, fields
 from bids_epvs.prepare.bias import COARSE_MM, head_mask
 from bids_epvs.prepare.resample import bounding_box, iso_grid, resample
 from bids_epvs.records import Transform
@@ -19,6 +21,14 @@ logger = logging.getLogger(__name__)
 
 STRIPPED_BELOW_ML = 2100.0
 """A foreground smaller than this is a brain without its head."""
+
+
+TURNED_DEGREES, SHIFTED_MM = 20.0, 15.0
+"""How far from the pose that was found those lie that it is compared with."""
+_CENTRE = np.array([0.0, -17.0, 4.0])
+"""Middle of the template's brain, mm."""
+_FEW = 1000
+"""Voxels of 3 mm below which nothing is said of a pose."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +44,17 @@ class Alignment:
     stripped : bool
         Whether the scan holds a brain without a skull.
     similarity : float
-        Correlation of scan and contrast-matched template after alignment, inside the template's brain.
+        Multiple correlation of the scan with the tissues of the template after the affine, times the share of these
+        that lies in the head: any contrast counts, noise lowers it.
+    margin : float
+        How many times as much that is as in the best of twelve poses `TURNED_DEGREES` or `SHIFTED_MM` away.
     """
 
     transform: Transform
     to_template: np.ndarray
     stripped: bool
     similarity: float
+    margin: float
 
 
 def foreground_ml(coarse: Nifti1Image) -> float:
@@ -70,6 +84,7 @@ def template_to(image: Nifti1Image, *, contrast: str = "T2w", kind: str = "defor
     moving = atlas.head(contrast, brain_only=stripped)
     transform = ants.register(fixed, moving, kind="affine", work_dir=work_dir / "affine")
     matrix = ants.linear_matrix(transform)
+    similarity, margin = pose_fit(fixed, matrix)
     if kind == "deformable":
         near = np.asarray(ants.apply(_brain_prior(), fixed, transform).dataobj) > 0.02
         fixed, near = _cropped(fixed, near)
@@ -82,7 +97,7 @@ def template_to(image: Nifti1Image, *, contrast: str = "T2w", kind: str = "defor
             fixed_mask=near,
             iterations=(40, 30, 6),
         )
-    return Alignment(transform, matrix, stripped, _similarity(fixed, moving, transform))
+    return Alignment(transform, matrix, stripped, similarity, margin)
 
 
 def structures_onto_atlas(looks: tuple[Nifti1Image, Nifti1Image], *, work_dir: Path) -> Transform:
@@ -100,6 +115,28 @@ def structures_onto_atlas(looks: tuple[Nifti1Image, Nifti1Image], *, work_dir: P
     still = ants.identity(work_dir)
     return ants.register(
         *looks, kind="deformable", work_dir=work_dir, initial=still, metric="meansquares", iterations=(30, 15, 0)
+    )
+
+
+def posed(image: Nifti1Image, alignment: Alignment, to_template: np.ndarray, *, work_dir: Path) -> Alignment:
+    """An affine alignment of a scan with another affine.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        The scan, bias-corrected.
+    alignment : Alignment
+        As from `template_to`.
+    to_template : ndarray
+        4 x 4, canonical millimetres to template millimetres.
+    work_dir : Path
+        For the transform file.
+    """
+    from bids_epvs.prepare import ants
+
+    similarity, margin = pose_fit(_clipped(resample(image, iso_grid(image, COARSE_MM))), to_template)
+    return Alignment(
+        ants.affine(to_template, work_dir), to_template, alignment.stripped, similarity=similarity, margin=margin
     )
 
 
@@ -131,15 +168,50 @@ def _brain_prior() -> Nifti1Image:
     return atlas.brain()
 
 
-def _similarity(fixed: Nifti1Image, moving: Nifti1Image, transform: Transform) -> float:
-    """Pearson correlation in the aligned template's brain."""
-    from bids_epvs.prepare import ants
+def pose_fit(image: Nifti1Image, to_template: np.ndarray) -> tuple[float, float]:
+    """`similarity` and `margin` of an `Alignment`; 0 and 0 where hardly any of the template's brain is in the image.
 
-    inside = np.asarray(ants.apply(_brain_prior(), fixed, transform).dataobj) > 0.5
-    if inside.sum() < 1000:
+    Parameters
+    ----------
+    image : Nifti1Image
+        Any contrast, bias-corrected, at about 2 mm; 0 where nothing was imaged.
+    to_template : ndarray
+        4 x 4, millimetres of the image to those of the template.
+    """
+    head = np.asarray(head_mask(image).dataobj)
+    found = _explained(image, head, to_template)
+    best = max(_explained(image, head, pose @ to_template) for pose in _around())
+    return found, found / best if best > 0 else 0.0
+
+
+def _around() -> list[np.ndarray]:
+    """4 x 4 matrices, template millimetres: turns about, and shifts along, each axis in both directions."""
+    out = []
+    for axis, sign in product(range(3), (-1, 1)):
+        turn, shift = np.eye(4), np.eye(4)
+        turn[:3, :3] = fields.rotation(axis, sign * np.deg2rad(TURNED_DEGREES))
+        turn[:3, 3] = _CENTRE - turn[:3, :3] @ _CENTRE
+        shift[axis, 3] = sign * SHIFTED_MM
+        out += [turn, shift]
+    return out
+
+
+def _explained(image: Nifti1Image, head: np.ndarray, to_template: np.ndarray) -> float:
+    """Multiple correlation of intensities with the shares of the template's tissues, times the share of these in head.
+
+    Outside the head, as outside a brain without skull, the contrast of something with nothing would count.
+    """
+    points, shares = atlas.tissue_points()
+    matrix = np.linalg.inv(to_template @ image.affine)
+    at = points @ matrix[:3, :3].T + matrix[:3, 3]
+    inside = ndimage.map_coordinates(head, at.T, order=0) > 0
+    if np.count_nonzero(inside) < _FEW:
         return 0.0
-    warped = np.asarray(ants.apply(moving, fixed, transform).dataobj)
-    return float(np.corrcoef(np.asarray(fixed.dataobj)[inside], warped[inside])[0, 1])
+    values = ndimage.map_coordinates(np.asarray(image.dataobj), at[inside].T, order=1)
+    values = np.clip(values, *np.percentile(values, [0.5, 99.5]))
+    terms = np.column_stack([shares[inside], np.ones(len(values))])
+    rest = values - terms @ np.linalg.lstsq(terms, values, rcond=None)[0]
+    return float(np.sqrt(max(0.0, 1 - rest.var() / max(values.var(), 1e-12))) * inside.mean())
 
 
 def onto(reference: Nifti1Image, image: Nifti1Image, *, work_dir: Path) -> tuple[Nifti1Image, Transform]:

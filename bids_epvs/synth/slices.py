@@ -45,7 +45,8 @@ def example(rng: np.random.Generator, head: Anatomy) -> dict[str, Any]:
     for name, image in images.items():
         turned = nib.as_closest_canonical(image)
         grid = brain.work_grid(turned)
-        prior, _ = brain.placed(nuclei.predict([turned], pose), pose, grid)
+        found = nuclei.predict([turned], pose)
+        prior, _ = brain.placed(found, found.to_template, grid)
         axis = slices.across(grid)
         values = np.asarray(resample(turned, grid).dataobj)
         values, prior = np.moveaxis(values, axis, 2), np.moveaxis(prior, axis, 2)

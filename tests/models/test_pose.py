@@ -1,0 +1,102 @@
+"""The pose of a head by the structures that a network found in it."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bids_epvs.models import parcellation
+from bids_epvs.prepare import brain, session
+from bids_epvs.prepare.register import Alignment
+
+EVERYWHERE = np.ones(parcellation.SHAPE, bool)
+
+
+@pytest.fixture(scope="module")
+def atlas():
+    return parcellation.merged(parcellation.priors(), parcellation.priors())
+
+
+def shift(mm):
+    out = np.eye(4)
+    out[:3, 3] = mm
+    return out
+
+
+def moved(whole, mm):
+    """Structures where they appear in a pose that is wrong by as much."""
+    return np.roll(whole, [int(v / parcellation.SPACING_MM) for v in mm], axis=(0, 1, 2))
+
+
+def test_a_shift_of_all_structures_is_taken_back(atlas):
+    found = parcellation.pose_from(moved(atlas, (2, -8, 6)), EVERYWHERE, shift((1, 2, 3)))
+    assert np.allclose(found, shift((-1, 10, -3)), atol=0.05)
+
+
+def test_a_stretch_is_taken_back(atlas):
+    flat = ndimage.zoom(atlas, (1, 1, 0.8, 1), order=1, grid_mode=True, mode="nearest")
+    step = parcellation.pose_from(np.pad(flat, ((0, 0), (0, 0), (8, 8), (0, 0))), EVERYWHERE, np.eye(4))
+    assert np.allclose(step[:3, :3], np.diag([1, 1, 1.25]), atol=0.01)
+
+
+def test_structures_beyond_the_field_of_view_do_not_pull(atlas):
+    seen = EVERYWHERE.copy()
+    seen[:, :, :22] = False
+    assert np.allclose(parcellation.pose_from(atlas * seen[..., None], seen, np.eye(4)), np.eye(4), atol=1e-3)
+
+
+def test_too_few_structures_leave_the_pose_as_it_is(atlas):
+    pose = shift((1, 2, 3))
+    few = atlas.copy()
+    few[..., 6:] = 0
+    assert parcellation.pose_from(moved(few, (0, -8, 6)), EVERYWHERE, pose) is pose
+    assert parcellation.pose_from(np.zeros_like(atlas), EVERYWHERE, pose) is pose
+
+
+def test_the_distance_of_two_poses_is_in_millimetres_of_the_template():
+    assert parcellation.apart(shift((3, 4, 0)), np.eye(4)) == pytest.approx(5, abs=1e-4)
+    assert parcellation.apart(shift((3, 4, 0)), shift((3, 4, 0))) == 0
+
+
+@pytest.mark.parametrize(("off", "surer", "expected"), [(8, True, 8), (8, False, 0), (2, True, 0)])
+def test_it_looks_again_only_where_structures_lie_far_and_as_long_as_it_gets_surer(
+    atlas, monkeypatch, off, surer, expected
+):
+    looks = []
+
+    def looked(image, pose, model):
+        looks.append(pose[1, 3])
+        return "fit", (moved(atlas, (0, pose[1, 3] - off, 0)),), EVERYWHERE
+
+    monkeypatch.setattr(parcellation, "_looked", looked)
+    monkeypatch.setattr(parcellation, "merged", lambda whole: whole)
+    monkeypatch.setattr(parcellation, "_sure", lambda whole: (1 if surer else -1) * np.array_equal(whole, atlas))
+    pose, _, sides = parcellation.look_for_pose(None, np.eye(4), None)
+    assert pose[1, 3] == pytest.approx(expected, abs=0.1)
+    assert np.array_equal(sides[0], moved(atlas, (0, int(expected / 2) * 2 - off, 0)))
+    assert len(looks) == (2 if off == 8 else 1)
+
+
+def test_the_corrected_pose_is_that_of_the_session(atlas, tmp_path, monkeypatch):
+    better = shift((0, 5, 0))
+    parcels = brain.Parcels(nib.Nifti1Image(atlas, parcellation.grid().affine), parcellation.outputs())
+    image = nib.Nifti1Image(np.ones((60, 60, 60), np.float32), np.diag([3, 3, 3, 1]))
+    monkeypatch.setattr(session, "_correct", lambda path: 1.0)
+    given = session._Sequences({"T2w": image}, tmp_path, None)
+    given.first()
+    seen = []
+    monkeypatch.setattr(session.bias, "even", lambda i, tissues, to_template, degree: seen.append(to_template) or i)
+    monkeypatch.setattr(brain, "from_parcels", lambda images, found, pose, **_: seen.append(pose))
+    wrong = Alignment(None, np.eye(4), stripped=True, similarity=0.1, margin=0.5)
+
+    def parcellate(images, pose):
+        return brain.Parcels(parcels.probability, parcels.labels, to_template=better)
+
+    _, alignment, _ = session._by_network(given, wrong, parcellate, None, deformable=False)
+    assert all(np.array_equal(pose, better) for pose in (*seen, alignment.to_template))
+    assert len(seen) == 2
+    assert alignment.stripped
+    assert alignment.margin != 0.5
+    from bids_epvs.prepare import ants
+
+    assert np.allclose(ants.linear_matrix(alignment.transform), better, atol=1e-4)
