@@ -179,6 +179,7 @@ def predict(
     ----------
     images : iterable of Nifti1Image
     to_template : ndarray
+        Corrected where needed, see `parcellation.look_for_pose`.
     first, second : keras.Model, optional
         The parcellation network and this one; by default the packaged ones.
     """

@@ -6,6 +6,7 @@ from importlib.resources import files
 
 from bids_epvs import __version__
 from bids_epvs.models import default, load
+from bids_epvs.models.parcellation import FAR_MM
 from bids_epvs.prepare import bias
 from bids_epvs.records import Analysis
 from bids_epvs.settings import Settings
@@ -51,7 +52,8 @@ def methods(settings: Settings) -> str:
         degree = bias.DEGREE
         anatomy = (
             f"Brain, tissues and regions were found by a 3-D U-Net on a 2 mm grid, trained on simulated contrasts of "
-            f"label maps of real people (after Billot et al.), in the pose of ICBM152 2009a symmetric (ANTs, {warp}), "
+            f"label maps of real people (after Billot et al.), in the pose of ICBM152 2009a symmetric (ANTs, {warp}; "
+            f"corrected by the centres of these structures where they lay more than {FAR_MM:g} mm from the atlas's), "
             f"and by a second one at 1 mm in the deep grey matter, which is given the likelihood of each nucleus by "
             f"the intensities of the scan; their borders were sharpened in the plane of the slices by a 2-D U-Net "
             f"where slices lie 2 mm or more apart, otherwise by expectation maximisation with these probabilities as "
