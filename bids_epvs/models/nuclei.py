@@ -184,15 +184,10 @@ def predict(
         The parcellation network and this one; by default the packaged ones.
     """
     first, second = first or parcellation.network(), second or network()
-    coarse: list[np.ndarray] = []
-    fine: list[np.ndarray] = []
-    for image in images:
-        if coarse:
-            fit, sides = parcellation.look(image, to_template, first)
-        else:
-            to_template, fit, sides = parcellation.look_for_pose(image, to_template, first)
-        coarse.append(parcellation.merged(*sides))
-        left, right = refined(image, to_template, fit, sides, model=second)
+    coarse, fine, pose = [], [], to_template
+    for image, pose, fit, sides, whole in parcellation.looks(images, to_template, first):
+        coarse.append(whole)
+        left, right = refined(image, pose, fit, sides, model=second)
         fine.append(parcellation.merged(left, right, grid().shape[0]))
     whole, near = parcellation.averaged(coarse), parcellation.averaged(fine)
     whole[_PLACE] = _shared(near)
@@ -202,7 +197,7 @@ def predict(
         nib.Nifti1Image(clean, parcellation.grid().affine),
         parcellation.outputs(),
         fine=nib.Nifti1Image(near, grid().affine),
-        to_template=to_template,
+        to_template=pose,
     )
 
 

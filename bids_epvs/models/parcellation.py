@@ -11,7 +11,7 @@ doi:10.1016/j.media.2023.102789).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -444,7 +444,7 @@ def _looked(image: Nifti1Image, to_template: np.ndarray, model: keras.Model) -> 
 
 def look_for_pose(
     image: Nifti1Image, to_template: np.ndarray, model: keras.Model
-) -> tuple[np.ndarray, Fit, np.ndarray]:
+) -> tuple[np.ndarray, Fit, np.ndarray, np.ndarray]:
     """`look` in a pose that is corrected where the structures lie far from those of the atlas.
 
     Registration of intensities goes wrong now and then, more often where the skull is gone or the contrast is unlike
@@ -458,6 +458,8 @@ def look_for_pose(
     fit : Fit
     sides : ndarray
         As of `look`.
+    whole : ndarray
+        Those, `merged`.
     """
     fit, sides, seen = _looked(image, to_template, model)
     whole = merged(*sides)
@@ -470,7 +472,20 @@ def look_for_pose(
         if _sure(new) <= _sure(whole):
             break
         to_template, (fit, sides, seen), whole = other, again, new
-    return to_template, fit, sides
+    return to_template, fit, sides, whole
+
+
+def looks(
+    images: Iterable[Nifti1Image], to_template: np.ndarray, model: keras.Model
+) -> Iterator[tuple[Nifti1Image, np.ndarray, Fit, np.ndarray, np.ndarray]]:
+    """Each image, and what `look_for_pose` returns of it; the first one tells the pose of all."""
+    for number, image in enumerate(images):
+        if number:
+            fit, sides = look(image, to_template, model)
+            whole = merged(*sides)
+        else:
+            to_template, fit, sides, whole = look_for_pose(image, to_template, model)
+        yield image, to_template, fit, sides, whole
 
 
 def apart(first: np.ndarray, second: np.ndarray) -> float:
@@ -498,15 +513,11 @@ def predict(images: Iterable[Nifti1Image], to_template: np.ndarray, *, model: ke
         By default the packaged one.
     """
     model = model or network()
-    found: list[np.ndarray] = []
-    for image in images:
-        if found:
-            _, sides = look(image, to_template, model)
-        else:
-            to_template, _, sides = look_for_pose(image, to_template, model)
-        found.append(merged(*sides))
+    found, pose = [], to_template
+    for _, pose, _, _, whole in looks(images, to_template, model):  # noqa: B007
+        found.append(whole)
     clean = without_islands(averaged(found), outputs())
-    return Parcels(nib.Nifti1Image(clean, grid().affine), outputs(), to_template=to_template)
+    return Parcels(nib.Nifti1Image(clean, grid().affine), outputs(), to_template=pose)
 
 
 def averaged(volumes: Sequence[np.ndarray]) -> np.ndarray:

@@ -71,9 +71,10 @@ def test_it_looks_again_only_where_structures_lie_far_and_as_long_as_it_gets_sur
     monkeypatch.setattr(parcellation, "_looked", looked)
     monkeypatch.setattr(parcellation, "merged", lambda whole: whole)
     monkeypatch.setattr(parcellation, "_sure", lambda whole: (1 if surer else -1) * np.array_equal(whole, atlas))
-    pose, _, sides = parcellation.look_for_pose(None, np.eye(4), None)
+    pose, _, sides, whole = parcellation.look_for_pose(None, np.eye(4), None)
     assert pose[1, 3] == pytest.approx(expected, abs=0.1)
     assert np.array_equal(sides[0], moved(atlas, (0, int(expected / 2) * 2 - off, 0)))
+    assert whole is sides[0]
     assert len(looks) == (2 if off == 8 else 1)
 
 
