@@ -34,6 +34,10 @@ STRUCTURES = {
     "OtherWhiteMatter": (2,),
 }
 """Left structures whose confidence a region has (the least certain one counts)."""
+SIDES = {"left": (0, 0), "right": (0, -1), "back": (1, 0), "front": (1, -1), "bottom": (2, 0), "top": (2, -1)}
+"""Axis and end of each face of a volume in the canonical frame."""
+CUT_MM2 = 2000.0
+"""Area of brain in a face of the volume from which it is cut there."""
 STRONG_BIAS = 2.5
 LOW_CONTRAST = 8.0
 """Standard deviations of white matter between it and fluid, below which a T2w is called noisy; 15 is usual."""
@@ -349,7 +353,7 @@ def quality_notes(
     """Warnings for the report, in words with numbers."""
     notes = []
     if alignment.stripped:
-        notes.append("the scan looks skull-stripped already: its own outline is the brain mask")
+        notes.append("the scan looks skull-stripped already: brain that was cut off is not measured")
     if alignment.margin < LOW_MARGIN:
         text = (
             f"fits {alignment.margin:.2f} times as well as the best pose 15 mm or 20 degrees away; 1.2 to 2.7 is usual"
@@ -358,14 +362,18 @@ def quality_notes(
     if variation > STRONG_BIAS:
         notes.append(f"strong intensity inhomogeneity (field ratio {variation:.1f})")
     volume = float(anatomy.brain.sum() * np.prod(spacing) / 1000)
-    if not 700 <= volume <= 2300:
+    cut = [name for name, (axis, end) in SIDES.items() if _area(anatomy.brain, axis, end, spacing) > CUT_MM2]
+    if volume > 2300 or (volume < 700 and not cut):
         notes.append(f"brain with fluid of {volume:.0f} mL is outside 700-2300 mL: check the brain mask")
     for index, region in regions.REGIONS.items():
         if not (found == index).any():
             notes.append(f"{region.full_name} is not in the scan")
         elif sure.get(region.full_name, 1.0) < LOW_CONFIDENCE:
             notes.append(f"{region.full_name} is uncertain (expected Dice {sure[region.full_name]:.2f}): check it")
-    for name, axis in (("bottom", 0), ("top", -1)):
-        if anatomy.brain[:, :, axis].sum() * spacing[0] * spacing[1] > 2000:
-            notes.append(f"the scan cuts the brain at the {name}")
+    notes += [f"the scan cuts the brain at the {name}" for name in cut]
     return tuple(notes)
+
+
+def _area(brain: np.ndarray, axis: int, end: int, spacing: tuple[float, ...]) -> float:
+    """Area of a mask in one face of the volume, mm2."""
+    return float(np.count_nonzero(brain.take(end, axis)) * np.prod(np.delete(spacing, axis)))

@@ -59,3 +59,67 @@ def test_a_doubtful_pose_is_reported_with_its_number(margin, warned):
     anatomy = session.brain.Anatomy(labels, labels > 0)
     notes = session.quality_notes(alignment, 1.0, anatomy, labels, (1.0, 1.0, 1.0), {})
     assert any("alignment is doubtful (fits 1.05 times" in n for n in notes) == warned
+
+
+def part(low: float, high: float, *, brain_only: bool = False, size: float = 1.0) -> nib.Nifti1Image:
+    """The template between two heights (template mm), as large as wanted."""
+    image = atlas.head("T2w", brain_only=brain_only)
+    image = resample(image, iso_grid(image, 2.0))
+    heights = image.affine[2, 3] + 2.0 * np.arange(image.shape[2])
+    image = image.slicer[:, :, int(np.argmax(heights >= low)) : int(np.sum(heights <= high))]
+    return nib.Nifti1Image(np.asarray(image.dataobj), np.diag([size, size, size, 1]) @ image.affine)
+
+
+def test_a_head_and_a_brain_without_skull_are_registered_in_one_way():
+    for brain_only, size in ((False, 1.0), (True, 0.95)):
+        ((stripped, shift),) = register.starts(part(-200, 200, brain_only=brain_only, size=size))
+        assert stripped == brain_only
+        assert not shift.any()
+
+
+@pytest.mark.parametrize(("low", "high"), [(-200, -10), (0, 200), (-30, 30)])
+def test_a_part_of_a_head_is_no_brain_without_skull(low, high):
+    cut = part(low, high)
+    assert register.foreground_ml(cut) < register.BRAIN_BELOW_ML
+    first, *rest = register.starts(cut)
+    assert not first[0]
+    assert not first[1].any()
+    assert sorted(tuple(shift) for stripped, shift in rest if not stripped) == [(0, 0, -30), (0, 0, 30)]
+    assert sum(stripped for stripped, _ in rest) == 1
+
+
+def test_slices_that_end_in_a_head_cut_it():
+    block = np.zeros((60, 80, 40), np.float32)
+    block[10:50, 10:70, 10:] = 1
+    image = nib.Nifti1Image(block, np.diag([2, 2, 3, 1]))
+    assert register.cut_cm2(image) == pytest.approx([0, 0, 8 * 12], rel=0.1)
+    assert register.cut_cm2(part(-200, 200, brain_only=True)).max() < register.CUT_CM2
+
+
+def test_the_lower_half_of_a_head_is_found(tmp_path):
+    turned = moved(12, 10)
+    cut = part(-200, -5)
+    cut = nib.Nifti1Image(cut.dataobj, turned @ cut.affine)
+    alignment = register.template_to(cut, kind="affine", work_dir=tmp_path)
+    points, _ = atlas.tissue_points()
+    step = alignment.to_template @ turned
+    away = np.linalg.norm(points @ (step[:3, :3] - np.eye(3)).T + step[:3, 3], axis=1)
+    assert away.mean() < 3
+    assert not alignment.stripped
+    assert alignment.margin > session.LOW_MARGIN
+
+
+@pytest.mark.parametrize("side", ["left", "right", "back", "front", "bottom", "top", ""])
+def test_where_the_brain_is_cut_is_said_and_its_volume_is_judged_where_it_is_not(side):
+    labels = np.zeros((40, 50, 60), np.int16)
+    labels[5:-5, 5:-5, 5:-5] = 2
+    if side:
+        axis, end = session.SIDES[side]
+        block = [slice(5, -5)] * 3
+        block[axis] = slice(0, 5) if end == 0 else slice(-5, None)
+        labels[tuple(block)] = 2
+    alignment = register.Alignment(None, np.eye(4), stripped=False, similarity=0.5, margin=2.0)
+    anatomy = session.brain.Anatomy(labels, labels > 0)
+    notes = session.quality_notes(alignment, 1.0, anatomy, labels, (2.0, 2.0, 2.0), {})
+    assert [n for n in notes if "cuts the brain" in n] == ([f"the scan cuts the brain at the {side}"] if side else [])
+    assert any("is outside 700-2300 mL" in n for n in notes) == (not side)
