@@ -26,7 +26,7 @@ the volume cuts it over more than so much: then it may be a part of a head. Of 2
 below 2.6 L, the parts of heads are cut over 228 to 318 cm2, brains over at most 25, but for one (138)."""
 START_MM = 30.0
 """Along an axis where it is cut the middle of a part is not that of the head: registration starts so far off as well.
-Of 30 real parts of heads all come within 10 mm of the pose of the whole, and 26 within 6 mm; by centres of mass alone
+Of 35 real parts of heads 34 come within 10 mm of the pose of the whole, and 30 within 6 mm; by centres of mass alone
 some are 15 to 21 mm off."""
 CLEAR_MARGIN = 1.3
 """`Alignment.margin` from which no further start is tried; poses that were wrong had at most 1.27."""
