@@ -36,8 +36,8 @@ STRUCTURES = {
 """Left structures whose confidence a region has (the least certain one counts)."""
 SIDES = {"left": (0, 0), "right": (0, -1), "back": (1, 0), "front": (1, -1), "bottom": (2, 0), "top": (2, -1)}
 """Axis and end of each face of a volume in the canonical frame."""
-CUT_MM2 = 2000.0
-"""Area of brain in a face of the volume from which it is cut there."""
+CUT_MM2, PART_MM2 = 2000.0, 20.0
+"""Area in a face of the volume from which the brain, or a region, is cut there."""
 STRONG_BIAS = 2.5
 LOW_CONTRAST = 8.0
 """Standard deviations of white matter between it and fluid, below which a T2w is called noisy; 15 is usual."""
@@ -362,7 +362,9 @@ def quality_notes(
     if variation > STRONG_BIAS:
         notes.append(f"strong intensity inhomogeneity (field ratio {variation:.1f})")
     volume = float(anatomy.brain.sum() * np.prod(spacing) / 1000)
-    cut = [name for name, (axis, end) in SIDES.items() if _area(anatomy.brain, axis, end, spacing) > CUT_MM2]
+    face = {side: float(np.prod(np.delete(spacing, axis))) for side, (axis, _) in SIDES.items()}
+    cut = [s for s, where in SIDES.items() if _in_face(anatomy.brain, where).sum() * face[s] > CUT_MM2]
+    faces = {side: np.bincount(_in_face(found, where).ravel(), minlength=256) for side, where in SIDES.items()}
     if volume > 2300 or (volume < 700 and not cut):
         notes.append(f"brain with fluid of {volume:.0f} mL is outside 700-2300 mL: check the brain mask")
     for index, region in regions.REGIONS.items():
@@ -371,9 +373,13 @@ def quality_notes(
         elif sure.get(region.full_name, 1.0) < LOW_CONFIDENCE:
             notes.append(f"{region.full_name} is uncertain (expected Dice {sure[region.full_name]:.2f}): check it")
     notes += [f"the scan cuts the brain at the {name}" for name in cut]
+    part = [r.full_name for i, r in regions.REGIONS.items() if any(n[i] * face[s] > PART_MM2 for s, n in faces.items())]
+    if part:
+        notes.append(f"the scan ends within a region, which is counted in part: {', '.join(part)}")
     return tuple(notes)
 
 
-def _area(brain: np.ndarray, axis: int, end: int, spacing: tuple[float, ...]) -> float:
-    """Area of a mask in one face of the volume, mm2."""
-    return float(np.count_nonzero(brain.take(end, axis)) * np.prod(np.delete(spacing, axis)))
+def _in_face(volume: np.ndarray, where: tuple[int, int]) -> np.ndarray:
+    """What lies in one of `SIDES` of a volume."""
+    axis, end = where
+    return volume.take(end, axis)

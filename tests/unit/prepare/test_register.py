@@ -123,3 +123,17 @@ def test_where_the_brain_is_cut_is_said_and_its_volume_is_judged_where_it_is_not
     notes = session.quality_notes(alignment, 1.0, anatomy, labels, (2.0, 2.0, 2.0), {})
     assert [n for n in notes if "cuts the brain" in n] == ([f"the scan cuts the brain at the {side}"] if side else [])
     assert any("is outside 700-2300 mL" in n for n in notes) == (not side)
+
+
+def test_regions_that_the_scan_cuts_are_named():
+    found = np.zeros((40, 50, 60), np.int16)
+    names = {region.full_name: index for index, region in session.regions.REGIONS.items()}
+    found[10:20, 10:20, :30] = names["LeftBasalGanglia"]
+    found[20:30, 10:20, 1:30] = names["RightBasalGanglia"]
+    found[39, 30, 30:33] = names["RightThalamus"]
+    alignment = register.Alignment(None, np.eye(4), stripped=False, similarity=0.5, margin=2.0)
+    anatomy = session.brain.Anatomy(found, found > 0)
+    notes = session.quality_notes(alignment, 1.0, anatomy, found, (1.0, 1.0, 4.0), {})
+    assert [n for n in notes if "in part" in n] == [
+        "the scan ends within a region, which is counted in part: LeftBasalGanglia"
+    ]
