@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from bids_epvs.prepare import atlas, fields
 from bids_epvs.prepare.bias import COARSE_MM, head_mask
-from bids_epvs.prepare.resample import bounding_box, iso_grid, resample
+from bids_epvs.prepare.resample import bounding_box, face_areas, iso_grid, resample
 from bids_epvs.records import Transform
 
 logger = logging.getLogger(__name__)
@@ -73,10 +73,8 @@ def foreground_ml(coarse: Nifti1Image) -> float:
 def cut_cm2(coarse: Nifti1Image) -> np.ndarray:
     """Area (cm2) over which the borders of the volume cut the head mask, the larger of the two across each axis."""
     mask = np.asarray(head_mask(coarse).dataobj)
-    spacing = voxel_sizes(coarse.affine)
-    ends = [np.array([2, -3]) if n > 4 else np.array([n // 2]) for n in mask.shape]  # closing takes two voxels off
-    voxels = [max(np.count_nonzero(mask.take(k, axis)) for k in ends[axis]) for axis in range(3)]
-    return np.array(voxels) * np.prod(spacing) / spacing / 100
+    areas = face_areas(mask, voxel_sizes(coarse.affine), depth=2)  # closing takes two voxels off
+    return areas.max(axis=1) / 100
 
 
 def starts(coarse: Nifti1Image) -> list[tuple[bool, np.ndarray]]:
@@ -126,18 +124,18 @@ def template_to(image: Nifti1Image, *, contrast: str = "T2w", kind: str = "defor
     from bids_epvs.prepare import ants
 
     fixed = resample(image, iso_grid(image, COARSE_MM))
-    tries = starts(fixed)
+    tries = starts(fixed)  # before intensities are clipped
     fixed = _clipped(fixed)
     found: list[Alignment] = []
     for number, (stripped, shift) in enumerate(tries):
-        if found and found[0].margin >= CLEAR_MARGIN:
-            break
         moving = atlas.head(contrast, brain_only=stripped)
         folder = work_dir / f"affine_{number}"
         begin = ants.affine(_centred(fixed, moving, shift), folder / "start") if np.any(shift) else None
         transform = ants.register(fixed, moving, kind="affine", work_dir=folder, initial=begin)
         matrix = ants.linear_matrix(transform)
         found.append(Alignment(transform, matrix, stripped, *pose_fit(fixed, matrix)))
+        if found[0].margin >= CLEAR_MARGIN:
+            break
     best = max(found, key=lambda each: (each.margin >= 1, each.similarity))  # a pose beside which another fits is wrong
     if kind == "affine":
         return best

@@ -22,6 +22,22 @@ def bounding_box(mask: np.ndarray, margin: int | Sequence[int] = 0) -> tuple[sli
     return x, y, z
 
 
+def face_areas(mask: np.ndarray, spacing: Sequence[float], *, depth: int = 0) -> np.ndarray:
+    """Area (mm2) of a mask in the faces of its volume, (3, 2): of each axis the first and the last.
+
+    Parameters
+    ----------
+    mask : ndarray of bool
+        (X, Y, Z).
+    spacing : sequence of float
+        mm.
+    depth : int
+        Voxels by which the faces lie within those of the volume.
+    """
+    voxels = np.array([[np.count_nonzero(mask.take(k, axis)) for k in (depth, -1 - depth)] for axis in range(3)])
+    return voxels * (np.prod(spacing) / np.asarray(spacing))[:, None]
+
+
 def coarse_grid(image: Nifti1Image, spacing: tuple[float, float, float]) -> Nifti1Image:
     """An empty grid with the axes and field of view of `image` and other voxel sizes (mm)."""
     old = voxel_sizes(image.affine)

@@ -16,7 +16,7 @@ from nibabel.nifti1 import Nifti1Image
 
 from bids_epvs.prepare import atlas, bias, brain, intensity, regions, register
 from bids_epvs.prepare.labels import mirrored
-from bids_epvs.prepare.resample import canonical, canonical_to_world, resample, voxel_spacing
+from bids_epvs.prepare.resample import canonical, canonical_to_world, face_areas, resample, voxel_spacing
 from bids_epvs.records import Transform, reference_of
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ STRUCTURES = {
 }
 """Left structures whose confidence a region has (the least certain one counts)."""
 SIDES = {"left": (0, 0), "right": (0, -1), "back": (1, 0), "front": (1, -1), "bottom": (2, 0), "top": (2, -1)}
-"""Axis and end of each face of a volume in the canonical frame."""
+"""Place of each face of a volume of the canonical frame in `face_areas`."""
 CUT_MM2, PART_MM2 = 2000.0, 20.0
 """Area in a face of the volume from which the brain, or a region, is cut there."""
 STRONG_BIAS = 2.5
@@ -362,24 +362,20 @@ def quality_notes(
     if variation > STRONG_BIAS:
         notes.append(f"strong intensity inhomogeneity (field ratio {variation:.1f})")
     volume = float(anatomy.brain.sum() * np.prod(spacing) / 1000)
-    face = {side: float(np.prod(np.delete(spacing, axis))) for side, (axis, _) in SIDES.items()}
-    cut = [s for s, where in SIDES.items() if _in_face(anatomy.brain, where).sum() * face[s] > CUT_MM2]
-    faces = {side: np.bincount(_in_face(found, where).ravel(), minlength=256) for side, where in SIDES.items()}
+    areas = face_areas(anatomy.brain, spacing)
+    cut = [side for side, where in SIDES.items() if areas[where] > CUT_MM2]
     if volume > 2300 or (volume < 700 and not cut):
         notes.append(f"brain with fluid of {volume:.0f} mL is outside 700-2300 mL: check the brain mask")
+    part = []
     for index, region in regions.REGIONS.items():
-        if not (found == index).any():
+        own = found == index
+        if not own.any():
             notes.append(f"{region.full_name} is not in the scan")
         elif sure.get(region.full_name, 1.0) < LOW_CONFIDENCE:
             notes.append(f"{region.full_name} is uncertain (expected Dice {sure[region.full_name]:.2f}): check it")
+        if (face_areas(own, spacing) > PART_MM2).any():
+            part.append(region.full_name)
     notes += [f"the scan cuts the brain at the {name}" for name in cut]
-    part = [r.full_name for i, r in regions.REGIONS.items() if any(n[i] * face[s] > PART_MM2 for s, n in faces.items())]
     if part:
         notes.append(f"the scan ends within a region, which is counted in part: {', '.join(part)}")
     return tuple(notes)
-
-
-def _in_face(volume: np.ndarray, where: tuple[int, int]) -> np.ndarray:
-    """What lies in one of `SIDES` of a volume."""
-    axis, end = where
-    return volume.take(end, axis)
