@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 MAX_VOXEL_MM = 10.0
 MIN_EXTENT_MM, MAX_EXTENT_MM = 80.0, 500.0
+MIN_SLAB_MM = 40.0
+"""Least extent along the shortest axis: slabs of that much are still found in the head (`prepare.register`)."""
 MIN_SLICES = 8
 _READ_ERRORS = (OSError, EOFError, zlib.error, ValueError, HeaderDataError, ImageFileError)
 
@@ -176,10 +178,11 @@ def _check_geometry(image: Nifti1Image, path: Path) -> None:
     if min(image.shape) < MIN_SLICES:
         raise DataError(f"shape {image.shape}; expected at least {MIN_SLICES} slices.", where=path)
     extent = zooms * image.shape
-    if extent.min() < MIN_EXTENT_MM or extent.max() > MAX_EXTENT_MM:
+    shortest, middle, longest = np.sort(extent)
+    if shortest < MIN_SLAB_MM or middle < MIN_EXTENT_MM or longest > MAX_EXTENT_MM:
         raise DataError(
-            f"the field of view of {_mm(extent)} mm is not that of a human head "
-            f"(expected {MIN_EXTENT_MM:g} to {MAX_EXTENT_MM:g} mm along each axis).",
+            f"the field of view of {_mm(extent)} mm is not that of a human head (expected at least {MIN_SLAB_MM:g} mm "
+            f"along one axis, at least {MIN_EXTENT_MM:g} mm along the others, at most {MAX_EXTENT_MM:g} mm).",
             where=path,
             remedy="Check the voxel sizes in the header, or exclude the file with --bids-filter-file.",
         )

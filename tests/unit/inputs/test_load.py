@@ -88,10 +88,22 @@ def test_refused_values(tmp_path, data, change, match):
         load_image(save(tmp_path / "a.nii.gz", change(data)))
 
 
-@pytest.mark.parametrize(("zooms", "match"), [((11, 4, 4), "voxels of"), ((0.5, 0.5, 0.5), "human head")])
+@pytest.mark.parametrize(
+    ("zooms", "match"),
+    [
+        ((11, 4, 4), "voxels of"),
+        ((0.5, 0.5, 0.5), "human head"),
+        ((5, 4, 1.3), "human head"),
+        ((5, 1.5, 1.5), "human head"),
+    ],
+)
 def test_refused_geometry(tmp_path, data, zooms, match):
     with pytest.raises(DataError, match=match):
         load_image(save(tmp_path / "a.nii.gz", data, zooms=zooms))
+
+
+def test_slabs_are_read(tmp_path, data):
+    assert load_image(save(tmp_path / "a.nii.gz", data, zooms=(5, 4, 1.4))).image.shape == SHAPE
 
 
 def test_sheared(tmp_path, data):
