@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 _Value = TypeVar("_Value")
 Parcellate = Callable[[Iterable[Nifti1Image], np.ndarray], brain.Parcels]
 LOW_MARGIN = 1.1
+LITTLE_BRAIN = 0.4
+"""`Alignment.covered` below which a slab may be placed wrong though the margin is good."""
 LOW_CONFIDENCE = 0.6
 STRUCTURES = {
     "BasalGanglia": (11, 12, 13),
@@ -359,6 +361,9 @@ def quality_notes(
             f"fits {alignment.margin:.2f} times as well as the best pose 15 mm or 20 degrees away; 1.2 to 2.7 is usual"
         )
         notes.append(f"template alignment is doubtful ({text}): check the regions")
+    if alignment.covered < LITTLE_BRAIN:
+        share = f"{100 * alignment.covered:.0f} % of the brain lies in the scan"
+        notes.append(f"{share}: the regions of such slabs can be far off, check them")
     if variation > STRONG_BIAS:
         notes.append(f"strong intensity inhomogeneity (field ratio {variation:.1f})")
     volume = float(anatomy.brain.sum() * np.prod(spacing) / 1000)

@@ -32,8 +32,9 @@ def moved(degrees: float, mm: float) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["T2w", "T1w", "T2w noisy", "T1w noisy", "T2w cut", "T1w cut"])
 def test_the_right_pose_fits_better_than_all_around_it_and_a_wrong_one_does_not(kind, rng):
     image = head(kind, rng)
-    similarity, margin = register.pose_fit(image, np.eye(4))
-    assert 0.3 < similarity <= 1
+    similarity, margin, covered = register.pose_fit(image, np.eye(4))
+    assert 0.3 < similarity <= covered <= 1
+    assert (covered < 0.7) == ("cut" in kind)
     assert margin > session.LOW_MARGIN
     for degrees, mm in ((20, 0), (-25, 0), (90, 0), (0, 20), (0, -20), (10, 15)):
         assert register.pose_fit(image, moved(degrees, mm))[1] < session.LOW_MARGIN
@@ -49,7 +50,7 @@ def test_the_fit_does_not_depend_on_the_sign_or_scale_of_the_contrast(rng):
 def test_nothing_is_said_to_fit_where_there_is_no_brain():
     away = np.eye(4)
     away[:3, 3] = 500
-    assert register.pose_fit(atlas.head("T2w"), away) == (0.0, 0.0)
+    assert register.pose_fit(atlas.head("T2w"), away) == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(("margin", "warned"), [(1.05, True), (1.6, False)])
@@ -77,14 +78,16 @@ def test_a_head_and_a_brain_without_skull_are_registered_in_one_way():
         assert not shift.any()
 
 
-@pytest.mark.parametrize(("low", "high"), [(-200, -10), (0, 200), (-30, 30)])
-def test_a_part_of_a_head_is_no_brain_without_skull(low, high):
+@pytest.mark.parametrize(
+    ("low", "high", "heights"), [(-200, -10, [-60, -30, 30, 60]), (0, 200, [-30, 30]), (-30, 30, [-60, -30, 30, 60])]
+)
+def test_a_part_of_a_head_is_no_brain_without_skull(low, high, heights):
     cut = part(low, high)
     assert register.foreground_ml(cut) < register.BRAIN_BELOW_ML
     first, *rest = register.starts(cut)
     assert not first[0]
     assert not first[1].any()
-    assert sorted(tuple(shift) for stripped, shift in rest if not stripped) == [(0, 0, -30), (0, 0, 30)]
+    assert sorted(tuple(shift) for stripped, shift in rest if not stripped) == [(0, 0, z) for z in heights]
     assert sum(stripped for stripped, _ in rest) == 1
 
 
@@ -107,6 +110,33 @@ def test_the_lower_half_of_a_head_is_found(tmp_path):
     assert away.mean() < 3
     assert not alignment.stripped
     assert alignment.margin > session.LOW_MARGIN
+
+
+def front(thickness: float) -> nib.Nifti1Image:
+    """A coronal slab of the template behind its frontal pole, mm."""
+    image = atlas.head("T2w")
+    image = resample(image, iso_grid(image, 2.0))
+    start = int((35 - thickness / 2 - image.affine[1, 3]) / 2)
+    image = image.slicer[:, start : start + int(thickness / 2), :]
+    return nib.Nifti1Image(np.asarray(image.dataobj), image.affine)
+
+
+def test_a_slab_of_the_front_is_found_there(tmp_path):
+    alignment = register.template_to(front(60), kind="affine", work_dir=tmp_path)
+    points, _ = atlas.tissue_points()
+    step = alignment.to_template
+    away = np.linalg.norm(points @ (step[:3, :3] - np.eye(3)).T + step[:3, 3], axis=1)
+    assert away.mean() < 5
+    assert 0.2 < alignment.covered < session.LITTLE_BRAIN
+
+
+@pytest.mark.parametrize(("covered", "warned"), [(0.33, True), (0.5, False)])
+def test_a_slab_with_little_of_the_brain_is_reported(covered, warned):
+    alignment = register.Alignment(None, np.eye(4), stripped=False, similarity=0.2, margin=2.0, covered=covered)
+    labels = np.zeros((10, 10, 10), np.int16)
+    anatomy = session.brain.Anatomy(labels, labels > 0)
+    notes = session.quality_notes(alignment, 1.0, anatomy, labels, (1.0, 1.0, 1.0), {})
+    assert any(n.startswith("33 % of the brain") for n in notes) == warned
 
 
 @pytest.mark.parametrize("side", ["left", "right", "back", "front", "bottom", "top", ""])
