@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_epvs.models.parcellation import apart
 from bids_epvs.prepare import atlas, fields, register, session
 from bids_epvs.prepare.resample import iso_grid, resample
 
@@ -62,12 +63,14 @@ def test_a_doubtful_pose_is_reported_with_its_number(margin, warned):
     assert any("alignment is doubtful (fits 1.05 times" in n for n in notes) == warned
 
 
-def part(low: float, high: float, *, brain_only: bool = False, size: float = 1.0) -> nib.Nifti1Image:
-    """The template between two heights (template mm), as large as wanted."""
+def part(low: float, high: float, *, axis: int = 2, brain_only: bool = False, size: float = 1.0) -> nib.Nifti1Image:
+    """The template between two places along an axis (template mm), as large as wanted."""
     image = atlas.head("T2w", brain_only=brain_only)
     image = resample(image, iso_grid(image, 2.0))
-    heights = image.affine[2, 3] + 2.0 * np.arange(image.shape[2])
-    image = image.slicer[:, :, int(np.argmax(heights >= low)) : int(np.sum(heights <= high))]
+    places = image.affine[axis, 3] + 2.0 * np.arange(image.shape[axis])
+    box = [slice(None)] * 3
+    box[axis] = slice(int(np.argmax(places >= low)), int(np.sum(places <= high)))
+    image = image.slicer[tuple(box)]
     return nib.Nifti1Image(np.asarray(image.dataobj), np.diag([size, size, size, 1]) @ image.affine)
 
 
@@ -104,30 +107,24 @@ def test_the_lower_half_of_a_head_is_found(tmp_path):
     cut = part(-200, -5)
     cut = nib.Nifti1Image(cut.dataobj, turned @ cut.affine)
     alignment = register.template_to(cut, kind="affine", work_dir=tmp_path)
-    points, _ = atlas.tissue_points()
-    step = alignment.to_template @ turned
-    away = np.linalg.norm(points @ (step[:3, :3] - np.eye(3)).T + step[:3, 3], axis=1)
-    assert away.mean() < 3
+    assert apart(alignment.to_template, np.linalg.inv(turned)) < 3
     assert not alignment.stripped
     assert alignment.margin > session.LOW_MARGIN
 
 
-def front(thickness: float) -> nib.Nifti1Image:
-    """A coronal slab of the template behind its frontal pole, mm."""
-    image = atlas.head("T2w")
-    image = resample(image, iso_grid(image, 2.0))
-    start = int((35 - thickness / 2 - image.affine[1, 3]) / 2)
-    image = image.slicer[:, start : start + int(thickness / 2), :]
-    return nib.Nifti1Image(np.asarray(image.dataobj), image.affine)
-
-
 def test_a_slab_of_the_front_is_found_there(tmp_path):
-    alignment = register.template_to(front(60), kind="affine", work_dir=tmp_path)
-    points, _ = atlas.tissue_points()
-    step = alignment.to_template
-    away = np.linalg.norm(points @ (step[:3, :3] - np.eye(3)).T + step[:3, 3], axis=1)
-    assert away.mean() < 5
+    alignment = register.template_to(part(5, 65, axis=1), kind="affine", work_dir=tmp_path)
+    assert apart(alignment.to_template, np.eye(4)) < 5
     assert 0.2 < alignment.covered < session.LITTLE_BRAIN
+
+
+def test_of_two_poses_of_a_slab_the_one_that_explains_more_of_it_is_kept(monkeypatch, tmp_path):
+    fits = iter([(0.12, 1.2, 0.65), (0.11, 1.2, 0.25), (0.2, 0.9, 0.25)])
+    monkeypatch.setattr(register, "pose_fit", lambda *_: next(fits))
+    monkeypatch.setattr(register, "starts", lambda _: [(False, np.zeros(3))] * 3)
+    alignment = register.template_to(part(5, 65, axis=1), kind="affine", work_dir=tmp_path)
+    assert alignment.covered == 0.25
+    assert alignment.margin == 1.2
 
 
 @pytest.mark.parametrize(("covered", "warned"), [(0.33, True), (0.5, False)])
