@@ -36,6 +36,13 @@ _RIGID = {
     "aff_random_sampling_rate": 0.05,
 }
 """On simulated T1w and FLAIR of heads 12 and 17 with known poses as near (0.06 mm) as twice the samples."""
+_RIGID_NEAR = {
+    "aff_iterations": (500, 250),
+    "aff_shrink_factors": (2, 1),
+    "aff_smoothing_sigmas": (1, 0),
+    "aff_random_sampling_rate": 0.2,
+}
+"""From a start that is nearly right, under a mask."""
 _AFFINE = {
     "aff_iterations": (1000, 500),
     "aff_shrink_factors": (4, 2),
@@ -122,7 +129,7 @@ def register(
     fixed_mask : Nifti1Image, optional
         Where the metric counts.
     initial : Transform, optional
-        Start; by default the centres of mass are matched.
+        Start; by default the centres of mass are matched. A rigid one is taken to be nearly right.
     metric : str
         SyN metric, ``mattes`` or ``CC``.
     iterations : sequence of int
@@ -133,6 +140,7 @@ def register(
     Avants et al. 2008, doi:10.1016/j.media.2007.06.004.
     """
     names = {"rigid": "Rigid", "affine": "Affine", "deformable": "SyNOnly"}
+    levels = (_RIGID_NEAR if initial else _RIGID) if kind == "rigid" else _AFFINE
     ants.config._random_seed = _SEED
     with _scratch() as prefix:
         result = ants.registration(
@@ -143,7 +151,7 @@ def register(
             mask=None if fixed_mask is None else to_ants(fixed_mask),
             mask_all_stages=fixed_mask is not None and kind == "deformable",
             initial_transform=None if initial is None else [str(p) for p in initial.forward],
-            **(_RIGID if kind == "rigid" else _AFFINE),
+            **levels,
             syn_metric=metric,
             syn_sampling=2 if metric == "CC" else 32,
             reg_iterations=tuple(iterations),

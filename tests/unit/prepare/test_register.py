@@ -3,9 +3,10 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bids_epvs.models.parcellation import apart
-from bids_epvs.prepare import atlas, fields, register, session
+from bids_epvs.prepare import ants, atlas, fields, register, session
 from bids_epvs.prepare.resample import iso_grid, resample
 
 CENTRE = np.array([0.0, -17.0, 4.0])
@@ -164,3 +165,33 @@ def test_regions_that_the_scan_cuts_are_named():
     assert [n for n in notes if "in part" in n] == [
         "the scan ends within a region, which is counted in part: LeftBasalGanglia"
     ]
+
+
+def test_a_sequence_is_aligned_by_the_brain_where_its_scalp_lies_elsewhere(tmp_path, rng):
+    t2w, t1w = head("T2w", rng), head("T1w", rng)
+    inside = np.asarray(register.inner_head(t2w).dataobj) > 0
+    data = np.asarray(t1w.dataobj)
+    scalp = ndimage.shift(data, (0, 0.8, 0), order=1)  # 1.6 mm further forward
+    shifted = nib.Nifti1Image(np.where(inside, data, scalp), t1w.affine)
+    _, transform = register.onto(t2w, shifted, work_dir=tmp_path)
+    assert np.linalg.norm((ants.linear_matrix(transform) @ [*CENTRE, 1])[:3] - CENTRE) < 0.08  # whole heads: 0.17
+
+
+def test_an_alignment_of_the_inside_that_goes_astray_is_not_used(tmp_path, rng, monkeypatch):
+    image = head("T2w noisy", rng)
+    _, near = register.onto(image, image, work_dir=tmp_path / "near")
+    monkeypatch.setattr(register, "ASTRAY_MM", 0.0)
+    _, kept = register.onto(image, image, work_dir=tmp_path / "kept")
+    assert {p.parent.name for p in near.forward} == {"inside"}
+    assert {p.parent.name for p in kept.forward} == {"head"}
+
+
+def test_the_inside_of_the_head_begins_below_its_surface_and_not_at_a_cut():
+    whole, lower = part(-200, 200), part(-200, 20)
+    inside, mask = (np.asarray(f(whole).dataobj) > 0 for f in (register.inner_head, register.head_mask))
+    within = (slice(12, -12),) * 3  # away from the neck, which the volume cuts
+    deep = ndimage.distance_transform_edt(mask, sampling=2.0) > register.INSIDE_MM
+    np.testing.assert_array_equal(inside[within], deep[within])
+    assert 0.3 < deep.sum() / mask.sum() < 0.8
+    area = np.count_nonzero(register.inner_head(lower).dataobj, axis=(0, 1))
+    assert area[-1] == pytest.approx(area[-8], rel=0.1)
