@@ -112,6 +112,22 @@ def test_white_matter_tubes_run_from_ventricle_to_cortex(made):
     assert np.mean(np.array(steps) > 0) > 0.8
 
 
+def test_the_commonest_label_of_a_block():
+    labels = np.zeros((4, 3, 10), np.int16)
+    labels[:, :, 0:2], labels[:, :, 2:9], labels[:, :, 9] = 2, 3, 4  # neither the first nor the last fills the slab
+    labels[2:, 0] = 7
+    made = anatomy.commonest(labels, (2, 1, 10))
+    np.testing.assert_array_equal(made[..., 0], [[3, 3, 3], [7, 3, 3]])
+    assert anatomy.commonest(labels, (1, 2, 4)).shape == (4, 2, 3)
+    assert not anatomy.commonest(labels, (1, 2, 10))[:, 1].any()  # half of it lies outside
+    np.testing.assert_array_equal(anatomy.commonest(labels, (1, 1, 1)), labels)
+
+
+def test_two_labels_that_fill_half_of_a_block_are_drawn_as_often():
+    labels = np.tile(np.array([1, 2], np.int16), (40, 40, 20))
+    assert (anatomy.commonest(labels, (1, 1, 2)) == 1).mean() == pytest.approx(0.5, abs=0.02)
+
+
 def test_sizes_follow_the_priors(rng):
     prior = tubes.PRIORS["CentrumSemiovale"]
     sizes = np.array([tubes.draw_size(rng, prior) for _ in range(4000)])
