@@ -29,7 +29,7 @@ NAME = "nuclei"
 """Name on the command line (``--weights nuclei=FILE``)."""
 WEIGHTS = Weights(
     file="nuclei.npz",
-    sha256="71b1205dbd482e61b257c04c596691ecc5691a3603838f571b02eb6205bb556d",
+    sha256="4db1f4ec94b4da893b512baba8e4522458114db566d81ac8076f6da8f4c9b8ae",
     licence="Apache-2.0",
     trained_on="simulated images of twelve label maps (see nuclei.json beside the weights)",
 )
