@@ -146,7 +146,7 @@ def from_labels(
     to_template : ndarray
         4 x 4, voxels to ICBM152 millimetres (affine).
     above : mapping, optional
-        Height (mm) of each voxel above the `PLANES`, where a deformable transform gives it; by default the affine does.
+        Height (mm) of each voxel above the `PLANES`, where something better than `to_template` gives it.
 
     Returns
     -------

@@ -148,7 +148,8 @@ def prepare(
     logger.info("preparation 5: regions and large fluid")
     spacing, to_template = voxel_spacing(base), alignment.to_template @ base.affine
     points = brain.template_points(alignment, base)
-    inside = regions.from_labels(anatomy.labels, spacing, to_template, above=_heights(points, base))
+    above = _heights(points, base, anatomy.brain, to_template)
+    inside = regions.from_labels(anatomy.labels, spacing, to_template, above=above)
     slices = regions.rating_slices(anatomy.labels, spacing, _commissure(points, base))
     csf, level = _fluid(base, anatomy.labels, dark=reference != "T2w")
     first = noise_note(level) if reference == "T2w" else (NO_T2W.format(reference),)
@@ -308,14 +309,22 @@ def confidence(parcels: brain.Parcels) -> dict[str, float]:
     return out
 
 
-def _heights(points: Nifti1Image, base: Nifti1Image) -> dict[str, np.ndarray]:
-    """Height (mm) of each voxel above `regions.PLANES`, through the full transform; -99 outside the atlas."""
+def _heights(
+    points: Nifti1Image, base: Nifti1Image, mask: np.ndarray, to_template: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Height (mm) of each voxel above `regions.PLANES`, by the part of the brain that is near them."""
+    shape = (mask.shape[0], mask.shape[1], mask.shape[2])
+    inside = np.asarray(resample(nib.Nifti1Image(mask.astype(np.uint8), base.affine), _grid(points), order=0).dataobj)
     out = {}
-    for name, (point, normal) in regions.PLANES.items():
-        height = (np.asarray(points.dataobj) - point) @ (normal / np.linalg.norm(normal))
-        coarse = nib.Nifti1Image(np.nan_to_num(height, nan=-99.0).astype(np.float32), points.affine)
-        out[name] = np.asarray(resample(coarse, base, antialias=False).dataobj)
+    for name, plane in regions.PLANES.items():
+        near = brain.affine_near(points, inside > 0, plane[0])
+        out[name] = regions.heights(shape, to_template if near is None else near @ base.affine, plane)
     return out
+
+
+def _grid(image: Nifti1Image) -> Nifti1Image:
+    """The first three axes of an image, without voxels."""
+    return nib.Nifti1Image(np.broadcast_to(np.uint8(0), image.shape[:3]), image.affine)
 
 
 def _commissure(points: Nifti1Image, base: Nifti1Image) -> float:
