@@ -73,9 +73,9 @@ def doubled(x: Any) -> Any:
     """
     for axis in (1, 2, 3):
         n = x.shape[axis]
-        ends = ops.take(x, [0], axis=axis), ops.take(x, [n - 1], axis=axis)
-        wide = ops.concatenate([ends[0], x, ends[1]], axis=axis)
-        before, after = (ops.take(wide, list(range(k, k + n)), axis=axis) for k in (0, 2))
+        lead = (slice(None),) * axis
+        wide = ops.concatenate([x[*lead, :1], x, x[*lead, n - 1 :]], axis=axis)
+        before, after = wide[*lead, :n], wide[*lead, 2:]
         pairs = ops.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis=axis + 1)
         x = ops.reshape(pairs, (-1, *(2 * m if k == axis else m for k, m in enumerate(x.shape) if k)))
     return x

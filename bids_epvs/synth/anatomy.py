@@ -26,6 +26,7 @@ NEEDED = (2, 41, 3, 42, 4, 43, 11, 50, 12, 51, 13, 52, 10, 49, 16)
 
 WMH_LEFT, WMH_RIGHT, LACUNE, LACUNE_RIM, FLOW_VOID = 25, 57, 601, 602, 603
 """Labels that only simulation uses; `plain` turns lesions of white matter into white matter."""
+ADDED = (WMH_LEFT, WMH_RIGHT, LACUNE, LACUNE_RIM, FLOW_VOID)
 SOFT_TISSUE = 507
 FINE_MM = 0.5
 
@@ -61,6 +62,14 @@ def plain(labels: np.ndarray) -> np.ndarray:
     table[WMH_LEFT], table[WMH_RIGHT], table[FLOW_VOID] = 2, 41, 24
     table[LACUNE] = table[LACUNE_RIM] = 24
     return table[labels]
+
+
+def taught(labels: np.ndarray) -> np.ndarray:
+    """Labels as networks that name structures learn them: flow voids are fluid, lacunes are lesions."""
+    out = labels.copy()
+    out[out == FLOW_VOID] = 24
+    out[np.isin(out, (LACUNE, LACUNE_RIM))] = WMH_LEFT
+    return out
 
 
 def every_second(head: Anatomy) -> Anatomy:
@@ -216,6 +225,53 @@ def centroid_affine(labels: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return out
 
 
+@dataclass(frozen=True)
+class Deformation:
+    """How a new head is made of another one.
+
+    Attributes
+    ----------
+    matrix, offset : ndarray
+        (3, 3) and (3,): voxels of the new head to those of the old one, before `knots`.
+    knots : ndarray
+        (3, x, y, z): what is added, mm of the old head, at knots of a smooth field over the same field of view.
+    to_old : ndarray
+        (3, 3): those millimetres to voxels.
+    shape : tuple of int
+    affine, to_template : ndarray
+        Of the new head.
+    """
+
+    matrix: np.ndarray
+    offset: np.ndarray
+    knots: np.ndarray
+    to_old: np.ndarray
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    to_template: np.ndarray
+
+
+def draw_deformation(
+    head: Anatomy, corners: np.ndarray, rng: np.random.Generator, *, spacing: float, amount: float, warp_mm: float
+) -> Deformation:
+    """Of a head of which only grid, pose and `corners` (mm) of what is not air are looked at; see `deformed`."""
+    centre = (head.affine @ np.r_[(np.array(head.labels.shape) - 1) / 2, 1.0])[:3]
+    linear = upright(head) @ _random_linear(rng, amount)
+    corners = (corners - centre) @ np.linalg.inv(linear).T
+    low, high = corners.min(axis=0) - 4, corners.max(axis=0) + 4
+    shape = tuple(int(n) for n in np.ceil((high - low) / spacing))
+    affine = np.diag([spacing] * 3 + [1.0])
+    affine[:3, 3] = low
+    knots = np.maximum(4, np.ceil((high - low) / 40).astype(int) + 1)
+    field = rng.normal(0, warp_mm * amount, (3, *knots))
+    to_old = np.linalg.inv(head.affine)
+    matrix = to_old[:3, :3] @ linear @ np.diag([spacing] * 3)
+    offset = to_old[:3, :3] @ (linear @ low + centre) + to_old[:3, 3]
+    to_old_mm = np.eye(4)
+    to_old_mm[:3, :3], to_old_mm[:3, 3] = linear, centre
+    return Deformation(matrix, offset, field, to_old[:3, :3], shape, affine, head.to_template @ to_old_mm)
+
+
 def deformed(
     head: Anatomy,
     rng: np.random.Generator,
@@ -237,23 +293,10 @@ def deformed(
     warp_mm : float
         Standard deviation of the displacement of knots 40 mm apart.
     """
-    centre = (head.affine @ np.r_[(np.array(head.labels.shape) - 1) / 2, 1.0])[:3]
-    linear = upright(head) @ _random_linear(rng, amount)
-    corners = (_bounds(head) - centre) @ np.linalg.inv(linear).T
-    low, high = corners.min(axis=0) - 4, corners.max(axis=0) + 4
-    shape = np.ceil((high - low) / spacing).astype(int)
-    affine = np.diag([spacing] * 3 + [1.0])
-    affine[:3, 3] = low
-    knots = np.maximum(4, np.ceil((high - low) / 40).astype(int) + 1)
-    field = rng.normal(0, warp_mm * amount, (3, *knots))
-    to_old = np.linalg.inv(head.affine)
-    shift = np.tensordot(to_old[:3, :3], np.stack([coarse_field(f, shape) for f in field]), axes=1).astype(np.float32)
-    matrix = to_old[:3, :3] @ linear @ np.diag([spacing] * 3)
-    offset = to_old[:3, :3] @ (linear @ low + centre) + to_old[:3, 3]
-    labels = _warped(head.labels, matrix, offset, shift, shape)
-    to_old_mm = np.eye(4)
-    to_old_mm[:3, :3], to_old_mm[:3, 3] = linear, centre
-    return Anatomy(labels, affine, head.to_template @ to_old_mm)
+    how = draw_deformation(head, _bounds(head), rng, spacing=spacing, amount=amount, warp_mm=warp_mm)
+    coarse = np.stack([coarse_field(f, how.shape) for f in how.knots])
+    shift = np.tensordot(how.to_old, coarse, axes=1).astype(np.float32)
+    return Anatomy(_warped(head.labels, how.matrix, how.offset, shift, how.shape), how.affine, how.to_template)
 
 
 def upright(head: Anatomy) -> np.ndarray:
@@ -263,7 +306,7 @@ def upright(head: Anatomy) -> np.ndarray:
 
 
 def _warped(
-    labels: np.ndarray, matrix: np.ndarray, offset: np.ndarray, shift: np.ndarray, shape: np.ndarray
+    labels: np.ndarray, matrix: np.ndarray, offset: np.ndarray, shift: np.ndarray, shape: Sequence[int]
 ) -> np.ndarray:
     """Nearest labels at ``matrix @ voxel + offset + shift``, slice by slice (all coordinates would take gigabytes)."""
     out = np.zeros(tuple(shape), labels.dtype)
@@ -310,9 +353,13 @@ def widened(rng: np.random.Generator, head: Anatomy) -> Anatomy:
 
 def _bounds(head: Anatomy) -> np.ndarray:
     """Corners (8, 3) of the box around everything but air, mm."""
-    ends = [(b.start, b.stop) for b in bounding_box(head.labels > 0)]
+    return corners_of([(b.start, b.stop) for b in bounding_box(head.labels > 0)], head.affine)
+
+
+def corners_of(ends: Sequence[tuple[int, int]], affine: np.ndarray) -> np.ndarray:
+    """Corners (8, 3) of a box from first to last voxels, mm."""
     corners = np.array(np.meshgrid(*ends, indexing="ij")).reshape(3, -1).T
-    return corners @ head.affine[:3, :3].T + head.affine[:3, 3]
+    return corners @ affine[:3, :3].T + affine[:3, 3]
 
 
 def _random_linear(rng: np.random.Generator, amount: float) -> np.ndarray:

@@ -187,23 +187,36 @@ def through_scanner(image: np.ndarray, rng: np.random.Generator, protocol: Proto
     """
     nx, ny, _ = image.shape
     k = fft.fft2(image.astype(np.complex64), axes=(0, 1))
+    turn, window = k_space((nx, ny), rng, protocol)
+    k *= turn[..., None]
+    scale = noise_scale(window, sigma)
+    k.real += scale * rng.standard_normal(k.shape, dtype=np.float32)
+    k.imag += scale * rng.standard_normal(k.shape, dtype=np.float32)
+    k *= window[..., None]
+    return np.abs(fft.ifft2(k, axes=(0, 1), overwrite_x=True))
+
+
+def k_space(shape: tuple[int, int], rng: np.random.Generator, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
+    """What each frequency of a slice is multiplied with: before the noise (motion, ghost; complex64), and after it."""
+    nx, ny = shape
     fx, fy = np.abs(fft.fftfreq(nx)) * 2, np.abs(fft.fftfreq(ny)) * 2
     window = (_edge(fx, protocol.matrix)[:, None] * _edge(fy, protocol.matrix)[None, :]).astype(np.float32)
+    before = np.ones(shape, np.complex64)
     if protocol.motion_mm > 0:
         lines = fy > rng.uniform(0.15, 0.5)
         lines &= fft.fftfreq(ny) * (1 if rng.random() < 0.5 else -1) > 0
         shift = rng.normal(0, protocol.motion_mm, 2) / np.array(protocol.spacing[:2])
         turn = np.exp(-2j * np.pi * (fft.fftfreq(nx)[:, None] * shift[0] + fft.fftfreq(ny)[None] * shift[1]))
-        k *= np.where(lines[None], turn, 1).astype(np.complex64)[..., None]
+        before *= np.where(lines[None], turn, 1).astype(np.complex64)
     if protocol.ghost > 0:
         odd = (np.arange(ny) % 2).astype(np.float32)
-        k *= (1 - 2 * protocol.ghost * odd)[None, :, None]
-    kept = float((window**2).sum())
-    scale = np.float32(sigma * nx * ny / np.sqrt(kept))
-    k.real += scale * rng.standard_normal(k.shape, dtype=np.float32)
-    k.imag += scale * rng.standard_normal(k.shape, dtype=np.float32)
-    k *= window[..., None]
-    return np.abs(fft.ifft2(k, axes=(0, 1), overwrite_x=True))
+        before *= (1 - 2 * protocol.ghost * odd)[None, :]
+    return before, window
+
+
+def noise_scale(window: np.ndarray, sigma: float) -> np.float32:
+    """Standard deviation of noise in k-space that leaves `sigma` in the image behind a window."""
+    return np.float32(sigma * window.size / np.sqrt(float((window**2).sum())))
 
 
 def _edge(frequency: np.ndarray, share: float) -> np.ndarray:

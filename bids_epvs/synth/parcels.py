@@ -54,7 +54,11 @@ def pose_error(rng: np.random.Generator) -> np.ndarray:
 
 def draw_head(rng: np.random.Generator, head: Anatomy) -> tuple[Anatomy, np.ndarray]:
     """A deformed head with lesions of any age, and the share (255 = all, uint8) of each voxel that its EPVS fill."""
-    made = near_brain(anatomy.deformed(head, rng, spacing=SPACING_MM, amount=1.2, warp_mm=WARP_MM))
+    return painted(rng, near_brain(anatomy.deformed(head, rng, spacing=SPACING_MM, amount=1.2, warp_mm=WARP_MM)))
+
+
+def painted(rng: np.random.Generator, made: Anatomy) -> tuple[Anatomy, np.ndarray]:
+    """A head with lesions and EPVS, see `draw_head`, in the shape it has."""
     if rng.random() < 0.5:
         made = anatomy.widened(rng, made)
     half = anatomy.every_second(made)
@@ -124,12 +128,18 @@ def myelinated(rng: np.random.Generator, labels: np.ndarray, fine: np.ndarray, w
     ----------
     Glasser & Van Essen 2011, doi:10.1523/JNEUROSCI.2180-11.2011.
     """
-    amount, lost = rng.uniform(0, MYELIN), rng.uniform(0, DEEP_LAYERS)
-    kept = np.exp(fields.smooth_field(rng.normal(0, amount, (6, 7, 6)), labels.shape))
+    knots, lost = draw_myelin(rng)
+    kept = np.exp(fields.smooth_field(knots, labels.shape))
     kept = np.clip(kept, *KEPT).astype(np.float32)
     kept[ndimage.binary_dilation(np.isin(labels, (2, 41)))] *= np.float32(1 - lost)
     cortex = np.isin(labels, CORTEX)
     fine[cortex] = white + kept[cortex] * (fine[cortex] - white)
+
+
+def draw_myelin(rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """Knots of the logarithm of what the cortex keeps of its contrast, and the share that its deep layers lose."""
+    amount, lost = rng.uniform(0, MYELIN), float(rng.uniform(0, DEEP_LAYERS))
+    return rng.normal(0, amount, (6, 7, 6)), lost
 
 
 def draw_protocol(rng: np.random.Generator) -> tuple[Protocol, int]:
@@ -158,7 +168,7 @@ def crop_head(rng: np.random.Generator, head: Anatomy) -> np.ndarray:
     labels = head.labels
     chance = rng.random()
     if chance < 0.25:  # skull-stripped, tightly or loosely
-        inside = _in_skull()[labels]
+        inside = in_skull()[labels]
         reach = int(rng.integers(0, 6))
         near = inside & (labels != 24)
         near = ndimage.binary_dilation(near, iterations=reach) if reach else near
@@ -166,16 +176,21 @@ def crop_head(rng: np.random.Generator, head: Anatomy) -> np.ndarray:
     elif chance < 0.4:  # defaced: everything before and below a plane
         y, z = np.arange(labels.shape[1]), np.arange(labels.shape[2])
         brain = np.isin(labels, (2, 41, 3, 42))
-        front = np.flatnonzero(brain.any(axis=(0, 2)))[-1]
-        height = np.flatnonzero(brain.any(axis=(0, 1)))[0] + rng.uniform(0, 30)
-        face = (y[:, None] - front + 25) + (height - z[None]) * rng.uniform(0.5, 1.5) > 20
-        face &= (z[None] < height + 15) & (y[:, None] > front - 35)
-        labels = np.where(~_in_skull()[labels] & face[None], 0, labels)
+        front, low = np.flatnonzero(brain.any(axis=(0, 2)))[-1], np.flatnonzero(brain.any(axis=(0, 1)))[0]
+        labels = np.where(~in_skull()[labels] & face_plane(rng, y, z, front, low)[None], 0, labels)
     return labels
 
 
+def face_plane(rng: np.random.Generator, y: np.ndarray, z: np.ndarray, front: float, low: float) -> np.ndarray:
+    """What is removed with the face, (Y, Z); the brain ends in front at `front` and begins below at `low`."""
+    height = low + rng.uniform(0, 30)
+    face = (y[:, None] - front + 25) + (height - z[None]) * rng.uniform(0.5, 1.5) > 20
+    face &= (z[None] < height + 15) & (y[:, None] > front - 35)
+    return face
+
+
 @cache
-def _in_skull() -> np.ndarray:
+def in_skull() -> np.ndarray:
     """Label -> whether it lies inside the skull."""
     table = np.zeros(1024, bool)
     table[[i for i, e in ATLAS_LABELS.items() if e.brain]] = True
@@ -203,15 +218,25 @@ def imaged(
     x, y, z = (int(v) for v in np.ceil(np.array(turned.shape) * step / spacing))
     weights = contrast.weights(turned.shape, step, (x, y, z), protocol, np.zeros(3))
     out = finish(contrast.average(fine, weights), rng, look, protocol)
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = head.affine[:3, 3][order] - step / 2 + spacing / 2
+    first, last = covered(rng, z)
     back = np.eye(4)[[*np.argsort(order), 3]]
-    first, last = 0, z
-    if rng.random() < 0.35:  # neck, vertex (or sides) not covered
-        first = int(rng.uniform(0, 0.25 if rng.random() < 0.7 else 0.4) * z)
-        last = z - int(rng.uniform(0, 0.12) * z * (rng.random() < 0.4))
+    return nib.Nifti1Image(out[:, :, first:last], back @ scan_affine(head.affine, order, spacing, first))
+
+
+def covered(rng: np.random.Generator, slices: int) -> tuple[int, int]:
+    """First slice and the one after the last: neck, vertex (or sides) are not covered now and then."""
+    if rng.random() >= 0.35:
+        return 0, slices
+    first = int(rng.uniform(0, 0.25 if rng.random() < 0.7 else 0.4) * slices)
+    return first, slices - int(rng.uniform(0, 0.12) * slices * (rng.random() < 0.4))
+
+
+def scan_affine(head: np.ndarray, order: list[int], spacing: np.ndarray, first: int) -> np.ndarray:
+    """4 x 4, voxels of an image with the head's axes in `order` to the head's millimetres in that order."""
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = head[:3, 3][order] - SPACING_MM / 2 + spacing / 2
     affine[2, 3] += first * spacing[2]
-    return nib.Nifti1Image(out[:, :, first:last], back @ affine)
+    return affine
 
 
 def acquired(
@@ -233,10 +258,7 @@ def acquired(
     for name in parcellation.CONTRASTS:
         labels = crop_head(rng, made)
         images[name] = imaged(rng, made, draw_look(rng, name), labels, filled, draw)
-    plain = made.labels.copy()
-    plain[plain == anatomy.FLOW_VOID] = 24
-    plain[np.isin(plain, (anatomy.LACUNE, anatomy.LACUNE_RIM))] = 25
-    return images, pose, nib.Nifti1Image(plain, made.affine)
+    return images, pose, nib.Nifti1Image(anatomy.taught(made.labels), made.affine)
 
 
 def codes(labels: nib.Nifti1Image, pose: np.ndarray) -> np.ndarray:
