@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from bids_epvs.derivatives import write
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
         description=f"Simulate images of label maps and train the network that finds brain and regions. {_RESUMES}",
     )
     _common(one, examples=(120, "four images each"), judges=8, steps=5000, batch=(1, "half heads"), rate=5e-3)
+    _by_the_clock(one)
     one = which.add_parser(
         "nuclei",
         help="basal ganglia and thalamus in a second look",
@@ -41,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
         f"the packaged parcellation network looks first. {_RESUMES}",
     )
     _common(one, examples=(120, "four images each"), judges=10, steps=4000, batch=(1, "boxes"), rate=3e-3)
+    _by_the_clock(one, "parcellation")
     one = which.add_parser(
         "slices",
         help="borders of structures in the plane of thick slices",
@@ -48,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
         f"thick slices; the packaged networks parcellation and nuclei look first. {_RESUMES}",
     )
     _common(one, examples=(96, "four images each"), judges=10, steps=6000, batch=(4, "slices"), rate=3e-3)
+    _by_the_clock(one, "parcellation", "nuclei")
     one = which.add_parser(
         "unet",
         help="segmentation of EPVS from any of T2w, T1w, FLAIR, SWI",
@@ -122,6 +126,31 @@ def _common(
     one.add_argument("--nprocs", type=int, default=2, metavar="N", help="processes that simulate")
 
 
+def _by_the_clock(one: argparse.ArgumentParser, *before: str) -> None:
+    """Options of networks whose images can be made where they are trained; `before` are those that look first."""
+    one.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="train for M minutes on images that are made as they are needed and seen a few times (wants a GPU; "
+        "--steps, --batch, --epoch and --patience do not count; a killed run begins again)",
+    )
+    one.add_argument("--heads", type=int, default=2, metavar="N", help="with --minutes: deformed heads in a batch")
+    one.add_argument("--images", type=int, default=3, metavar="N", help="with --minutes: images of each")
+    one.add_argument("--repeat", type=int, default=2, metavar="N", help="with --minutes: updates with each batch")
+    one.add_argument("--every", type=float, default=1.0, metavar="M", help="with --minutes: between two judgements")
+    if one.prog.split()[-1] != "slices":
+        one.add_argument("--sharp", type=int, metavar="N", help="filters of the last look, at full resolution")
+    for name in before:
+        one.add_argument(
+            f"--{name}",
+            type=Path,
+            metavar="FILE",
+            help=f"with --minutes: weights of {name}, which looks first (default: the packaged ones); read again when "
+            "they change, so that both can be trained at a time",
+        )
+
+
 def _on_scores(one: argparse.ArgumentParser, *, region: bool = False) -> None:
     """Options of networks that learn from one number a session."""
     one.add_argument(
@@ -141,7 +170,7 @@ def _on_scores(one: argparse.ArgumentParser, *, region: bool = False) -> None:
     )
 
 
-_OWN = ("enhanced", "squared", "depth", "stride_z")
+_OWN = ("sharp", "enhanced", "squared", "depth", "stride_z")
 """Options of single networks, handed on to what trains them."""
 
 
@@ -153,15 +182,57 @@ def train(args: argparse.Namespace) -> None:
     if not args.held_out:
         raise UsageError("no subject would judge.", where="--held-out", remedy="Name at least one.")
     heads, judges = subjects(args)
-    simulate, learn, packaged = parts(args.model)
-    simulate(tuple(judges.values()), args.out / "held-out", number=args.judges, seed=args.seed + 98, nprocs=args.nprocs)
-    simulate(tuple(heads.values()), args.out / "examples", number=args.examples, seed=args.seed, nprocs=args.nprocs)
     about = {
         "TrainedOn": f"simulated images of {len(heads)} label maps: {', '.join(f'sub-{s}' for s in heads)}",
         "HeldOutSubjects": [f"sub-{s}" for s in judges],
         "Limits": "Trained on simulation alone. For research use.",
     }
+    if getattr(args, "minutes", None):
+        stream(args, heads, judges, about)
+        return
+    simulate, learn, packaged = parts(args.model)
+    simulate(tuple(judges.values()), args.out / "held-out", number=args.judges, seed=args.seed + 98, nprocs=args.nprocs)
+    simulate(tuple(heads.values()), args.out / "examples", number=args.examples, seed=args.seed, nprocs=args.nprocs)
     _learn(args, args.out, learn, packaged, about)
+
+
+def stream(
+    args: argparse.Namespace, heads: Mapping[str, Path], judges: Mapping[str, Path], about: Mapping[str, object]
+) -> None:
+    """Painted heads, then the network, on images that are made as they are needed."""
+    from bids_epvs.models import nuclei, parcellation, weights
+    from bids_epvs.synth import paintings
+    from bids_epvs.synth import stream as made
+    from bids_epvs.train import stream as trained
+    from bids_epvs.train.loop import without_gradients
+
+    for name, own, number, seed in (
+        ("held-out", judges, args.judges, args.seed + 98),
+        ("examples", heads, args.examples, args.seed),
+    ):
+        paintings.generate(tuple(own.values()), args.out / name, number=number, seed=seed, nprocs=args.nprocs)
+    kind = {"parcellation": made.Stream, "nuclei": made.Boxes, "slices": made.Planes}[args.model]
+    before = {}
+    for place, network in (("first", parcellation), ("second", nuclei)):
+        if hasattr(args, network.NAME):
+            given = getattr(args, network.NAME) or weights.shipped(network.WEIGHTS)
+            before[place] = made.Network(network.build, given)
+    ways = {"heads": args.heads, "images": args.images, **before}
+    draw, judge = (kind(args.out / name, **ways) for name in ("examples", "held-out"))
+    rng = np.random.default_rng([args.seed, 98])
+    with without_gradients():
+        items = [item for _ in range(args.judges) for item in judge(rng)]
+    trained.fit(
+        args.model,
+        draw,
+        items,
+        args.out,
+        trained.Clock(args.minutes, every=args.every, rate=args.rate, repeat=args.repeat, seed=args.seed),
+        widths=tuple(args.widths) if args.widths else None,
+        sharp=getattr(args, "sharp", None),
+        init=initial(args.init, parts(args.model)[2]),
+        about=about,
+    )
 
 
 def _learn(

@@ -102,13 +102,15 @@ def taper() -> np.ndarray:
     return (sides[0][:, None, None] * sides[1][None, :, None] * sides[2])[..., None].astype(np.float32)
 
 
-def build(widths: tuple[int, ...] = WIDTHS) -> keras.Model:
+def build(widths: tuple[int, ...] = WIDTHS, sharp: int = SHARP) -> keras.Model:
     """The network: evidence at 1 mm and probabilities at 2 mm to logits at 1 mm; untrained it changes nothing.
 
     Parameters
     ----------
     widths : tuple of int
         Filters of each level, finest (2 mm) first; at most four.
+    sharp : int
+        Filters of the last look at 1 mm.
     """
     import keras
     from keras import layers, ops
@@ -121,9 +123,9 @@ def build(widths: tuple[int, ...] = WIDTHS) -> keras.Model:
     x = blocks.unet(x, widths)
     number = len(parcellation.CLASSES)
     change = blocks.depth_to_space(layers.Conv3D(FINE**3 * number, 1, kernel_initializer="zeros")(x))
-    sharp = blocks.depth_to_space(layers.Conv3D(FINE**3 * SHARP, 1)(x))
-    sharp = blocks.convolve(layers.Concatenate()([seen, sharp]), SHARP)
-    change = change + layers.Conv3D(number, 1, kernel_initializer="zeros")(sharp)
+    near = blocks.depth_to_space(layers.Conv3D(FINE**3 * sharp, 1)(x))
+    near = blocks.convolve(layers.Concatenate()([seen, near]), sharp)
+    change = change + layers.Conv3D(number, 1, kernel_initializer="zeros")(near)
     return keras.Model([seen, known], ops.log(blocks.doubled(known) + _FLOOR) + change * taper()[None], name=NAME)
 
 

@@ -264,11 +264,12 @@ _FLOOR = 0.02
 """Least probability of a class in the atlas, so that the network can overrule it."""
 
 
-def build(widths: tuple[int, ...] = WIDTHS, shape: tuple[int, ...] = (HALF, *SHAPE[1:])) -> keras.Model:
+def build(widths: tuple[int, ...] = WIDTHS, shape: tuple[int, ...] = (HALF, *SHAPE[1:]), sharp: int = 0) -> keras.Model:
     """The network: evidence (batch, X, Y, Z, channels) and priors (batch, X, Y, Z, classes) to logits.
 
-    Blocks of 2 x 2 x 2 voxels become channels, so that the convolutions run at 4 mm; the answer is at 2 mm. Before
-    training it repeats the atlas: its last layer starts at zero and is added to the logarithm of the priors.
+    Blocks of 2 x 2 x 2 voxels become channels, so that the convolutions run at 4 mm; the answer is at 2 mm, where
+    `sharp` filters take a last look. Before training it repeats the atlas: its last layers start at zero and are added
+    to the logarithm of the priors.
 
     Parameters
     ----------
@@ -276,6 +277,8 @@ def build(widths: tuple[int, ...] = WIDTHS, shape: tuple[int, ...] = (HALF, *SHA
         Filters of each level, finest (4 mm) first.
     shape : tuple of int
         Of the grid; sides divisible by ``2 ** len(widths)``.
+    sharp : int
+        Filters at 2 mm; 0: none.
     """
     import keras
     from keras import layers, ops
@@ -286,8 +289,12 @@ def build(widths: tuple[int, ...] = WIDTHS, shape: tuple[int, ...] = (HALF, *SHA
     prior = keras.Input((*shape, len(CLASSES)), name="prior")
     x = layers.Concatenate()([blocks.space_to_depth(seen), layers.AveragePooling3D(2)(prior)])
     x = blocks.unet(x, widths)
-    change = layers.Conv3D(8 * len(CLASSES), 1, kernel_initializer="zeros")(x)
-    logits = layers.Add()([blocks.depth_to_space(change), ops.log(prior + _FLOOR)])
+    change = blocks.depth_to_space(layers.Conv3D(8 * len(CLASSES), 1, kernel_initializer="zeros")(x))
+    if sharp:
+        near = layers.Concatenate()([seen, blocks.depth_to_space(layers.Conv3D(8 * sharp, 1)(x))])
+        near = blocks.convolve(blocks.convolve(near, sharp), sharp)
+        change = change + layers.Conv3D(len(CLASSES), 1, kernel_initializer="zeros")(near)
+    logits = layers.Add()([change, ops.log(prior + _FLOOR)])
     return keras.Model([seen, prior], logits, name="parcellation")
 
 

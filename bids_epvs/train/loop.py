@@ -19,6 +19,7 @@ import numpy as np
 from bids_epvs import __version__
 from bids_epvs.errors import DataError
 from bids_epvs.models import weights
+from bids_epvs.train import widen
 
 logger = logging.getLogger(__name__)
 
@@ -85,17 +86,29 @@ class Folder(keras.utils.PyDataset):
 
 
 def started(
-    build: Callable[..., keras.Model], default: tuple[int, ...], widths: tuple[int, ...] | None, init: Path | None
+    build: Callable[..., keras.Model],
+    default: tuple[int, ...],
+    widths: tuple[int, ...] | None,
+    init: Path | None,
+    sharp: int | None = None,
 ) -> tuple[keras.Model, dict[str, Any]]:
     """The network to train, with the parameters of `init` where given, and the arguments it was built with.
 
-    Its widths are those asked for, or else those of `init`, or else the default ones.
+    Its filters are those asked for, or else those of `init`, or else the default ones; a wider network than that of
+    `init` begins as that one (`widen.grown`).
     """
     stored = weights.architecture(init) if init else {}
-    architecture = {"widths": widths or stored.get("widths", default)}
+    architecture = {"widths": default, **stored}
+    asked = {"widths": widths, "sharp": sharp}
+    architecture |= {name: value for name, value in asked.items() if value is not None}
     model = build(**architecture)
-    if init:
+    narrow = {"widths": default, **stored}
+    if init and narrow == architecture:
         weights.load(model, init)
+    elif init:
+        old = build(**narrow)
+        weights.load(old, init)
+        widen.grown(old, model, narrow["widths"], architecture["widths"])
     return model, architecture
 
 
@@ -154,6 +167,14 @@ def settle(model: keras.Model, data: keras.utils.PyDataset, *, batches: int = 10
             model(data[k % len(data)][0], training=True)
     for layer, momentum in zip(layers, before, strict=True):
         layer.momentum = momentum
+
+
+def tuned() -> None:
+    """Let torch try the ways to convolve on a GPU and keep the fastest: shapes of batches are few."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        torch.backends.cudnn.benchmark = True
 
 
 def without_gradients() -> AbstractContextManager[object]:

@@ -13,6 +13,8 @@ from bids_epvs.models import parcellation
 from bids_epvs.prepare import fields
 from bids_epvs.train import loop, losses
 
+JUDGED = tuple(n for n in parcellation.NAMES if n not in ("Background", "OtherSide"))
+"""Classes whose mean Dice is logged as the figure of the network."""
 SHARES = (0.4, 0.25, 0.25, 0.1)
 """How often each of `parcellation.CONTRASTS` is drawn."""
 GAMMA = 0.2
@@ -72,19 +74,24 @@ def dice(model: keras.Model, files: list[Path]) -> Mapping[str, float]:
         found = parcellation.seen_halves(model, seen)
         pairs += zip(found, map(shares, parcellation.half_codes(codes)), strict=True)
     each = overlap(pairs)
-    inner = [v for k, v in each.items() if k not in ("dice_Background", "dice_OtherSide")]
-    return {"dice": float(np.mean(inner)), **each}
+    return {"dice": float(np.mean([each[f"dice_{n}"] for n in JUDGED])), **each}
 
 
 def overlap(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
     """Dice of the most likely classes: over all pairs of probabilities found and shares (X, Y, Z, classes) together."""
-    size = len(parcellation.CLASSES)
-    both, total = np.zeros(size), np.zeros(size)
-    for found, truth in pairs:
-        made, true = np.argmax(found, axis=-1), np.argmax(truth, axis=-1)
-        both += np.bincount(true[made == true], minlength=size)
-        total += np.bincount(true.ravel(), minlength=size) + np.bincount(made.ravel(), minlength=size)
-    return {f"dice_{n}": 2 * b / max(t, 1) for n, b, t in zip(parcellation.NAMES, both, total, strict=True)}
+    return agreement((np.argmax(found, axis=-1), np.argmax(truth, axis=-1)) for found, truth in pairs)
+
+
+def agreement(
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]], number: int = len(parcellation.CLASSES)
+) -> dict[str, float]:
+    """Dice of each of the first `number` classes over all pairs of class numbers found and true together."""
+    both, total = np.zeros(number), np.zeros(number)
+    for made, true in pairs:
+        both += np.bincount(true[made == true], minlength=number)
+        total += np.bincount(true.ravel(), minlength=number) + np.bincount(made.ravel(), minlength=number)
+    names = parcellation.NAMES[:number]
+    return {f"dice_{n}": 2 * b / max(t, 1) for n, b, t in zip(names, both, total, strict=True)}
 
 
 def learn(
@@ -99,6 +106,7 @@ def learn(
     *,
     batch: int = 1,
     widths: tuple[int, ...] | None = None,
+    sharp: int | None = None,
     init: Path | None = None,
     about: Mapping[str, object] | None = None,
     judge_every: int = 1,
@@ -115,6 +123,8 @@ def learn(
         Items in a step.
     widths : tuple of int, optional
         Filters of each level; by default those of `init`, or `default`.
+    sharp : int, optional
+        Filters of the last look of a network that has one.
     init : Path, optional
         Weights to begin with.
     about : mapping, optional
@@ -122,7 +132,7 @@ def learn(
         Epochs between two judgements.
     """
     keras.utils.set_random_seed(schedule.seed)
-    model, architecture = loop.started(build, default, widths, init)
+    model, architecture = loop.started(build, default, widths, init, sharp)
     files = sorted(held_out.glob("example-*.npz"))
     loop.fit(
         model,

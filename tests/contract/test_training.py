@@ -53,6 +53,21 @@ def test_from_label_maps_to_weights(labelmaps, tmp_path):
     assert json.loads((tmp_path / "again/card.json").read_text())["Architecture"] == {"widths": [2, 2]}
 
 
+@pytest.mark.slow
+def test_by_the_clock_from_label_maps_to_weights(labelmaps, tmp_path):
+    """Also a network that another one looks for, which is the one trained just before."""
+    small = ("--held-out", "02", "--examples", "1", "--judges", "1", "--heads", "1", "--images", "1", "--nprocs", "1")
+    short = ("--minutes", "0.1", "--repeat", "1", "--widths", "2", "2")
+    assert training.main(["parcellation", str(labelmaps), str(tmp_path / "a"), *small, *short, "--sharp", "2"]) == 0
+    card = json.loads((tmp_path / "a/card.json").read_text())
+    assert card["HeldOutSubjects"] == ["sub-02"]
+    assert 0 < card["HeldOut"]["dice"] < 1
+    assert card["Architecture"] == {"widths": [2, 2], "sharp": 2}
+    before = ("--parcellation", str(tmp_path / "a/weights.npz"))
+    assert training.main(["nuclei", str(labelmaps), str(tmp_path / "b"), *small, *short, *before]) == 0
+    assert 0 < json.loads((tmp_path / "b/card.json").read_text())["HeldOut"]["dice"] < 1
+
+
 def test_packaged_weights_are_checked(monkeypatch):
     none = parcellation.WEIGHTS.__class__("none.npz", "", "", "")
     with pytest.raises(DataError, match="no packaged weights"):
