@@ -55,32 +55,29 @@ INSIDE = [i for i, e in ATLAS_LABELS.items() if e.brain]
 
 
 def truth(made: scene.Scene, spacing: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Label and region that fill most of each acquired voxel; regions are known at twice the head's voxel size."""
+    """Label and region that fill most of each acquired voxel."""
     fine = anatomy.plain(made.head.labels)
     block = np.rint(np.array(spacing) / made.head.spacing).astype(int)
-    labels = anatomy.commonest(fine, block)
-    double = [2.0 * s for s in made.head.spacing]
-    regions = from_labels(anatomy.commonest(fine, (2, 2, 2)), double, made.head.to_template @ made.grid(double)[1])
-    regions = anatomy.commonest(regions, np.maximum(1, block // 2))
-    for axis in np.flatnonzero(block == 1):
-        regions = regions.repeat(2, axis=axis)
-    x, y, z = labels.shape
-    return labels, regions[:x, :y, :z]
+    regions = from_labels(fine, made.head.spacing, made.head.to_template @ made.head.affine)
+    return anatomy.commonest(fine, block), anatomy.commonest(regions, block)
 
 
 def scans(
-    labelmaps: Path, subjects: list[str], contrasts: list[str]
+    labelmaps: Path, subjects: list[str], contrasts: list[str], resolutions: list[str]
 ) -> Iterator[tuple[dict, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """What it is, the image with its affine, the labels and the regions."""
     for subject in subjects:
         rng = np.random.default_rng(int(subject))
         made = scene.build(rng, anatomy.from_labelmap(labelmaps / f"sub-{subject}_dseg.nii.gz"), age=75)
         for resolution, spacing in RESOLUTIONS.items():
-            labels, regions = truth(made, spacing)
-            for name in contrasts:
+            if resolution in resolutions:
+                labels, regions = truth(made, spacing)
+            for name in contrasts:  # also those left out draw their random numbers: others stay what they are
                 look = scene.draw_look(rng, name, strength=0.7)
                 protocol = contrast.Protocol(spacing, spacing[2], matrix=0.8, snr=25, bias=0.08)
                 image = made.scan(rng, look, protocol)
+                if resolution not in resolutions:
+                    continue
                 about = {"head": subject, "resolution": resolution, "contrast": name}
                 yield about, image, made.grid(spacing)[1], labels, regions
 
@@ -132,6 +129,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["atlas", "network"], choices=METHODS)
     parser.add_argument("--subjects", nargs="+", default=list(HELD_OUT_SUBJECTS))
     parser.add_argument("--contrasts", nargs="+", default=["T2w", "T1w", "FLAIR"])
+    parser.add_argument("--resolutions", nargs="+", default=list(RESOLUTIONS), choices=list(RESOLUTIONS))
     parser.add_argument("--weights", type=Path, help="of the parcellation network, other than the packaged ones")
     parser.add_argument("--nuclei", type=Path, help="of the second network, other than the packaged ones")
     parser.add_argument("--slices", type=Path, help="of the third network, other than the packaged ones")
@@ -141,7 +139,9 @@ def main() -> None:
     rows = []
     with ExitStack() as stack:
         processes = {m: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for m in args.methods}
-        for about, image, affine, labels, regions in scans(args.labelmaps, args.subjects, args.contrasts):
+        for about, image, affine, labels, regions in scans(
+            args.labelmaps, args.subjects, args.contrasts, args.resolutions
+        ):
             for method, process in processes.items():
                 done = process.submit(prepared, method, about["contrast"], image, affine, weights)
                 found, brain, found_regions, took = done.result()

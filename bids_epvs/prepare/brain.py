@@ -45,6 +45,10 @@ NEAR_MM, NEAR_LEAST_MM3 = 30.0, 50_000.0
 and 17 (1 and 5 mm, three contrasts) Dice of the midbrain is 0.82 through the deformation itself and 0.83, 0.86, 0.87,
 0.87 and 0.88 with a reach of 15, 25, 30, 35 and 40 mm (truth lies in the pose of the whole head); overlap of T1w and
 FLAIR with the T2w in the two sessions of sub-01 is 0.82 and then 0.84, 0.85, 0.85, 0.85 and 0.85."""
+STEPS = 0.7
+"""Standard deviation, in voxels of the work grid, of what takes its steps off the borders where voxels of the scan are
+smaller. Head 17, T2w, 0.5 x 0.5 x 5 mm: Dice of all structures grows by 0.001 to 0.007 (pallidum 0.881 to 0.889, white
+matter 0.898 to 0.900); 0.6 does nearly nothing, 0.8 and 0.9 the same."""
 OUTSIDE = 0.4
 """Least probability of brain or fluid in the deformed atlas."""
 FLUID = 24
@@ -358,7 +362,7 @@ def label_map(
     return out
 
 
-def upsample_labels(labels: np.ndarray, grid: Nifti1Image, target: Nifti1Image) -> np.ndarray:
+def upsample_labels(labels: np.ndarray, grid: Nifti1Image, target: Nifti1Image, *, smooth: float = 0.0) -> np.ndarray:
     """Labels on a finer grid: each label's indicator is interpolated linearly, the largest wins (ties: lowest index).
 
     Parameters
@@ -367,20 +371,34 @@ def upsample_labels(labels: np.ndarray, grid: Nifti1Image, target: Nifti1Image) 
         On `grid`.
     grid, target : Nifti1Image
         In the same space.
+    smooth : float
+        Standard deviation, in voxels of `grid`, of a Gaussian that takes the steps of these voxels off the borders; it
+        acts along axes whose voxels become smaller (much smaller ones: whole, voxels of the same size: not at all).
     """
     if grid.shape[:3] == target.shape[:3] and np.allclose(grid.affine, target.affine):
         return labels.copy()
     matrix = np.linalg.inv(grid.affine) @ target.affine
-    best = affine_sample((labels == 0).astype(np.float32), matrix, target.shape[:3], order=1)
+    steps = np.linalg.norm(np.linalg.inv(matrix[:3, :3]), axis=0)  # target voxels in one of the grid, along its axes
+    sigma = smooth * np.sqrt(np.maximum(0, 1 - 1 / np.maximum(steps, 1) ** 2))
+    margin = [int(np.ceil(3 * s)) + 1 for s in sigma]
+
+    def indicator(part: np.ndarray, index: int) -> np.ndarray:
+        own = (part == index).astype(np.float32)
+        return ndimage.gaussian_filter(own, sigma, truncate=3, mode="nearest") if sigma.any() else own
+
+    best = affine_sample(indicator(labels, 0), matrix, target.shape[:3], order=1)
     out = np.zeros(target.shape[:3], labels.dtype)
-    for index, source in enumerate(ndimage.find_objects(labels), start=1):
-        if source is None:
+    for index, found in enumerate(ndimage.find_objects(labels), start=1):
+        if found is None:
             continue
+        source = tuple(slice(max(0, s.start - m), s.stop + m) for s, m in zip(found, margin, strict=True))
         box = _reached(source, matrix, target.shape[:3])
         corner = np.eye(4)
         corner[:3, 3] = [b.start for b in box]
+        there = matrix @ corner
+        there[:3, 3] -= [s.start for s in source]
         shape = tuple(b.stop - b.start for b in box)
-        score = affine_sample((labels == index).astype(np.float32), matrix @ corner, shape, order=1)
+        score = affine_sample(indicator(labels[source], index), there, shape, order=1)
         better = score > best[box]
         best[box] = np.where(better, score, best[box])
         out[box] = np.where(better, index, out[box])
@@ -536,7 +554,7 @@ def _finished(
     labels = without_strays(without_lakes(kept_solid(labels, prior, mask, sure), spacing), spacing)
     smooth = nib.Nifti1Image(inside, grid.affine)
     brain = np.asarray(resample(smooth, full, antialias=False).dataobj) > 0.5
-    fine = upsample_labels(labels, grid, full)
+    fine = upsample_labels(labels, grid, full, smooth=STEPS)
     return Anatomy(np.where(brain, fine, 0).astype(np.int16), brain)
 
 

@@ -64,6 +64,29 @@ def test_upsampled_labels_keep_volume_and_place():
     np.testing.assert_array_equal(brain.upsample_labels(labels, grid, grid), labels)
 
 
+def test_smooth_borders_are_nearer_to_round_ones_and_stay_in_their_slices():
+    fine_at, coarse_at = (np.arange(n) * s + (s - 1) / 2 for n, s in ((48, 0.5), (24, 1.0)))
+    z = np.arange(6)
+
+    def rod(at, radius):
+        round_ = (at[:, None, None] - 11.3) ** 2 + (at[None, :, None] - 12.1) ** 2 < radius**2
+        return round_ & (z >= 2) & (z <= 3)
+
+    def drawn(at):
+        return np.where(rod(at, 3.2), 13, np.where(rod(at, 7.7), 2, 0)).astype(np.int16)
+
+    grid = nib.Nifti1Image(drawn(coarse_at), np.diag([1, 1, 5, 1.0]))
+    affine = np.diag([0.5, 0.5, 5, 1.0])
+    affine[:2, 3] = -0.25
+    target = nib.Nifti1Image(np.zeros((48, 48, 6), np.uint8), affine)
+    truth = drawn(fine_at)
+    stepped = brain.upsample_labels(drawn(coarse_at), grid, target)
+    smooth = brain.upsample_labels(drawn(coarse_at), grid, target, smooth=brain.STEPS)
+    wrong = [np.count_nonzero(made != truth) for made in (stepped, smooth)]
+    assert wrong[1] < 0.8 * wrong[0], wrong
+    np.testing.assert_array_equal(smooth.any(axis=(0, 1)), truth.any(axis=(0, 1)))
+
+
 def test_a_segmentation_replaces_the_atlas():
     labels = np.zeros((24, 26, 20), np.int32)
     labels[4:20, 4:22, 3:17] = 3
