@@ -29,7 +29,7 @@ NAME = "nuclei"
 """Name on the command line (``--weights nuclei=FILE``)."""
 WEIGHTS = Weights(
     file="nuclei.npz",
-    sha256="4db1f4ec94b4da893b512baba8e4522458114db566d81ac8076f6da8f4c9b8ae",
+    sha256="823e9d424c920d62aa32687ef57b22ef7beae32bd7d01f05fa4a5cb1403f1f84",
     licence="Apache-2.0",
     trained_on="simulated images of twelve label maps (see nuclei.json beside the weights)",
 )

@@ -35,7 +35,7 @@ NAME = "parcellation"
 """Name on the command line (``--weights parcellation=FILE``)."""
 WEIGHTS = Weights(
     file="parcellation.npz",
-    sha256="bc071c8b2ddad04d780756c1f6adab0314462290972e34efb1fa4205b7188b6e",
+    sha256="e3488a8a47a7ef98871ffbc1fb3a7a7cf070ac4ffdc0ed4e24e2758d0f1c8715",
     licence="Apache-2.0",
     trained_on="simulated images of twelve label maps (see parcellation.json beside the weights)",
 )
