@@ -90,6 +90,10 @@ CLASSES = (
 NAMES = tuple(c.name for c in CLASSES)
 CONTRASTS = ("T2w", "T1w", "FLAIR", "random")
 """Images of a training example."""
+SHARES = (0.4, 0.25, 0.25, 0.1)
+"""How often each of them is drawn in training."""
+GAMMA = 0.2
+"""Standard deviation of the logarithm of the exponent that intensities are raised to in training."""
 OTHER_SIDE = len(CLASSES) - 1
 _LESION_RIGHT = 57
 

@@ -48,7 +48,8 @@ FLAIR with the T2w in the two sessions of sub-01 is 0.82 and then 0.84, 0.85, 0.
 STEPS = 0.7
 """Standard deviation, in voxels of the work grid, of what takes its steps off the borders where voxels of the scan are
 smaller. Head 17, T2w, 0.5 x 0.5 x 5 mm: Dice of all structures grows by 0.001 to 0.007 (pallidum 0.881 to 0.889, white
-matter 0.898 to 0.900); 0.6 does nearly nothing, 0.8 and 0.9 the same."""
+matter 0.898 to 0.900); 0.6 does nearly nothing, 0.8 and 0.9 the same
+(a script that is not in the project)."""
 OUTSIDE = 0.4
 """Least probability of brain or fluid in the deformed atlas."""
 FLUID = 24

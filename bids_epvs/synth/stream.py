@@ -28,10 +28,6 @@ from bids_epvs.synth.scene import Look
 if TYPE_CHECKING:
     import keras
 
-SHARES = (0.4, 0.25, 0.25, 0.1)
-"""How often each of `parcellation.CONTRASTS` is drawn."""
-GAMMA = 0.2
-"""Standard deviation of the logarithm of the exponent that intensities are raised to."""
 _KINDS, _REACH = 64, 8
 """A voxel is one whole number: its number in `LABELS`, then how far it lies from the brain, then the EPVS in it."""
 _COUNT = len(parcellation.CLASSES)
@@ -337,7 +333,7 @@ class Stream:
         return self.items(rng, drawn)
 
     def _image(self, rng: np.random.Generator, made: Pose) -> tuple[Tensor, np.ndarray]:
-        name = parcellation.CONTRASTS[int(rng.choice(len(SHARES), p=SHARES))]
+        name = parcellation.CONTRASTS[int(rng.choice(len(parcellation.SHARES), p=parcellation.SHARES))]
         return imaged(rng, made, parcels.draw_look(rng, name), self.draw_protocol)
 
     def on_grid(self, drawn: Sequence[tuple[Pose, Tensor, np.ndarray]], grid: Any) -> Tensor:
@@ -365,7 +361,7 @@ class Stream:
     @staticmethod
     def varied(rng: np.random.Generator, evidence: Tensor) -> Tensor:
         """Intensities of each image raised to a random exponent."""
-        power = np.exp(rng.normal(0, GAMMA, (evidence.shape[0], *[1] * (len(evidence.shape) - 2))))
+        power = np.exp(rng.normal(0, parcellation.GAMMA, (evidence.shape[0], *[1] * (len(evidence.shape) - 2))))
         first = device.at_least(evidence[..., 0], 0.0) ** device.tensor(power)
         return ops.concatenate([first[..., None], evidence[..., 1:]], axis=-1)
 

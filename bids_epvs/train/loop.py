@@ -91,11 +91,18 @@ def started(
     widths: tuple[int, ...] | None,
     init: Path | None,
     sharp: int | None = None,
+    *,
+    grows: bool = False,
 ) -> tuple[keras.Model, dict[str, Any]]:
     """The network to train, with the parameters of `init` where given, and the arguments it was built with.
 
-    Its filters are those asked for, or else those of `init`, or else the default ones; a wider network than that of
-    `init` begins as that one (`widen.grown`).
+    Its filters are those asked for, or else those of `init`, or else the default ones; where a network `grows`, a wider
+    one than that of `init` begins as that one (`widen.grown`).
+
+    Raises
+    ------
+    DataError
+        The parameters do not fit.
     """
     stored = weights.architecture(init) if init else {}
     architecture = {"widths": default, **stored}
@@ -103,12 +110,15 @@ def started(
     architecture |= {name: value for name, value in asked.items() if value is not None}
     model = build(**architecture)
     narrow = {"widths": default, **stored}
-    if init and narrow == architecture:
+    if init and (narrow == architecture or not grows):
         weights.load(model, init)
     elif init:
         old = build(**narrow)
         weights.load(old, init)
-        widen.grown(old, model, narrow["widths"], architecture["widths"])
+        try:
+            widen.grown(old, model, narrow["widths"], architecture["widths"])
+        except ValueError as error:
+            raise DataError(f"this network cannot begin another one: {error}.", where=init) from error
     return model, architecture
 
 
@@ -141,13 +151,47 @@ class Judge(keras.callbacks.Callback):
             if self.patience and self.worse >= self.patience:
                 logger.info("stopped: no better for %d judgements", self.worse)
                 self.model.stop_training = True
-        row = {"epoch": epoch + 1, "loss": round(float((logs or {})["loss"]), 5), **self.last}
-        new = not self.path.exists()
-        with open(self.path, "a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        log(self.path, {"epoch": epoch + 1, "loss": round(float((logs or {})["loss"]), 5), **self.last})
+
+
+def log(path: Path, row: Mapping[str, object]) -> None:
+    """Add a row to a CSV file, which begins with the names of its columns."""
+    new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def keep(model: keras.Model, path: Path, architecture: Mapping[str, Any]) -> None:
+    """Weights in one piece: to a temporary name, then renamed."""
+    draft = path.with_suffix(".tmp")
+    weights.save(model, draft, architecture)
+    draft.replace(path)
+
+
+def write_card(
+    model: keras.Model,
+    out: Path,
+    architecture: Mapping[str, Any],
+    schedule: Any,
+    about: Mapping[str, object] | None,
+    figures: Mapping[str, object],
+) -> None:
+    """``card.json`` beside ``weights.npz``; `schedule` is a dataclass."""
+    card = {
+        **(about or {}),
+        "Command": " ".join(sys.argv),
+        "Version": __version__,
+        "Backend": keras.backend.backend(),
+        "Architecture": dict(architecture),
+        "Schedule": asdict(schedule),
+        "Parameters": model.count_params(),
+        **figures,
+        "SHA256": weights.digest(out / "weights.npz"),
+    }
+    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
 
 
 def settle(model: keras.Model, data: keras.utils.PyDataset, *, batches: int = 100) -> None:
@@ -219,12 +263,10 @@ class Keep(keras.callbacks.Callback):
         self.path, self.architecture, self.judge = path, architecture, judge
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Write to a temporary name, then rename."""
+        """Unless older ones are better."""
         if self.judge.patience and self.path.exists() and not self.judge.improved:
             return
-        draft = self.path.with_suffix(".tmp")
-        weights.save(self.model, draft, self.architecture)
-        draft.replace(self.path)
+        keep(self.model, self.path, self.architecture)
 
 
 def fit(
@@ -288,18 +330,10 @@ def fit(
     if calibrate:
         weights.load(model, out / "weights.npz")
         weights.save(model, out / "weights.npz", architecture, calibrate(model))
-    card = {
-        **(about or {}),
-        "Command": " ".join(sys.argv),
-        "Version": __version__,
-        "Backend": keras.backend.backend(),
-        "Architecture": dict(architecture),
-        "Schedule": asdict(schedule),
+    figures_of_run = {
         "HoursSinceLastStart": round((time.monotonic() - started) / 3600, 2),
-        "Parameters": model.count_params(),
         "HeldOut": judge.last,
         "HeldOutBest": judge.best,
         "Calibration": weights.calibration(out / "weights.npz"),
-        "SHA256": weights.digest(out / "weights.npz"),
     }
-    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    write_card(model, out, architecture, schedule, about, figures_of_run)

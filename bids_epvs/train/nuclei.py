@@ -13,7 +13,7 @@ from scipy import ndimage
 from bids_epvs.models import blocks, nuclei, parcellation
 from bids_epvs.prepare import fields
 from bids_epvs.train import loop
-from bids_epvs.train.parcellation import GAMMA, SHARES, learn, overlap, varied
+from bids_epvs.train.parcellation import learn, overlap, varied
 
 JUDGED = ("Caudate", "Putamen", "Pallidum", "Accumbens", "Thalamus", "VentralDC")
 """Classes whose mean Dice is logged as the figure of the network."""
@@ -37,11 +37,11 @@ class Examples(loop.Folder):
 
     def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Evidence with intensities raised to a random exponent, what is known, and the target of one box."""
-        name = parcellation.CONTRASTS[int(rng.choice(len(SHARES), p=SHARES))]
+        name = parcellation.CONTRASTS[int(rng.choice(len(parcellation.SHARES), p=parcellation.SHARES))]
         path = self.files[rng.integers(len(self.files))]
         values, fit, told, codes = moved(rng, read(path, name, int(rng.integers(2))))
         seen, known, target = given((varied(rng, values), fit, told, codes))
-        seen[..., 0] **= np.float32(np.exp(rng.normal(0, GAMMA)))
+        seen[..., 0] **= np.float32(np.exp(rng.normal(0, parcellation.GAMMA)))
         return seen, known, target
 
 

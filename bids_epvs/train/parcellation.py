@@ -15,10 +15,6 @@ from bids_epvs.train import loop, losses
 
 JUDGED = tuple(n for n in parcellation.NAMES if n not in ("Background", "OtherSide"))
 """Classes whose mean Dice is logged as the figure of the network."""
-SHARES = (0.4, 0.25, 0.25, 0.1)
-"""How often each of `parcellation.CONTRASTS` is drawn."""
-GAMMA = 0.2
-"""Standard deviation of the logarithm of the exponent that intensities are raised to."""
 NOISE, FIELD = 0.02, 0.03
 """Standard deviations of added noise, in shares of the top of the brain, and of the logarithm of a smooth field."""
 
@@ -52,11 +48,11 @@ class Examples(loop.Folder):
 
     def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """One half: intensities raised to a random exponent, and its target."""
-        name = parcellation.CONTRASTS[int(rng.choice(len(SHARES), p=SHARES))]
+        name = parcellation.CONTRASTS[int(rng.choice(len(parcellation.SHARES), p=parcellation.SHARES))]
         seen, codes = read(self.files[rng.integers(len(self.files))], name)
         side = int(rng.integers(2))
         half = np.ascontiguousarray(parcellation.halves(seen)[side])
-        half[..., 0] **= np.float32(np.exp(rng.normal(0, GAMMA)))
+        half[..., 0] **= np.float32(np.exp(rng.normal(0, parcellation.GAMMA)))
         return half, shares(parcellation.half_codes(codes)[side])
 
 
@@ -132,7 +128,7 @@ def learn(
         Epochs between two judgements.
     """
     keras.utils.set_random_seed(schedule.seed)
-    model, architecture = loop.started(build, default, widths, init, sharp)
+    model, architecture = loop.started(build, default, widths, init, sharp, grows=True)
     files = sorted(held_out.glob("example-*.npz"))
     loop.fit(
         model,

@@ -11,7 +11,7 @@ import numpy as np
 
 from bids_epvs.models import parcellation, slices
 from bids_epvs.train import loop
-from bids_epvs.train.parcellation import GAMMA, SHARES, learn, overlap, varied
+from bids_epvs.train.parcellation import learn, overlap, varied
 
 JUDGED = tuple(n for n in slices.CLASSES if n not in ("Background", "WhiteMatterLesion"))
 """Classes whose mean Dice is logged as the figure of the network."""
@@ -26,10 +26,10 @@ class Examples(loop.Folder):
 
     def __getitem__(self, index: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
         rng = self.rng(index)
-        name = parcellation.CONTRASTS[int(rng.choice(len(SHARES), p=SHARES))]
+        name = parcellation.CONTRASTS[int(rng.choice(len(parcellation.SHARES), p=parcellation.SHARES))]
         path = self.files[rng.integers(len(self.files))]
         seen, known, target = read(path, name, rng=rng, most=self.batch)
-        seen[..., 0] **= np.float32(np.exp(rng.normal(0, GAMMA)))
+        seen[..., 0] **= np.float32(np.exp(rng.normal(0, parcellation.GAMMA)))
         if rng.random() < 0.5:
             seen, known, target = seen[:, ::-1], known[:, ::-1], target[:, ::-1]
         return (np.ascontiguousarray(seen), np.ascontiguousarray(known)), np.ascontiguousarray(target)

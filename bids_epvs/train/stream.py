@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from bids_epvs import __version__
-from bids_epvs.models import nuclei, parcellation, slices, weights
+from bids_epvs.models import nuclei, parcellation, slices
 from bids_epvs.train import loop, losses
 from bids_epvs.train import nuclei as boxes
 from bids_epvs.train import slices as planes
@@ -151,7 +147,7 @@ def fit(
     keras.utils.set_random_seed(clock.seed)
     if len(judges[0][1].shape) == 5:  # slices come in many sizes
         loop.tuned()
-    model, architecture = loop.started(build, usual, widths, init, sharp)
+    model, architecture = loop.started(build, usual, widths, init, sharp, grows=True)
     adam = keras.optimizers.Adam(clock.rate, global_clipnorm=1.0, use_ema=True, ema_momentum=clock.average)
     model.compile(optimizer=adam, loss=losses.soft_cross_entropy_and_dice, jit_compile=False)
     out.mkdir(parents=True, exist_ok=True)
@@ -169,45 +165,13 @@ def fit(
                 adam.finalize_variable_values(model.trainable_variables)
             figures = dice(model, judges, judged, number)
             row = {"minutes": spent / 60, "steps": steps, "loss": float(np.mean(recent or [0.0])), **figures}
-            _keep(model, out, name, architecture, clock, row, about)
+            row = {k: round(float(v), 5) for k, v in row.items()}
+            loop.keep(model, out / "weights.npz", architecture)
+            loop.log(out / "log.csv", row)
+            loop.write_card(model, out, architecture, clock, {"Model": name, **(about or {})}, {"HeldOut": row})
             model.set_weights(own)
             logger.info("%.1f min, %d steps, loss %.4f, Dice %.4f", *list(row.values())[:4])
             if spent > length:
                 return
         adam.learning_rate.assign(clock.rate_at(spent / length))
         recent.append(float(np.ravel(model.train_on_batch(list(given), target))[0]))
-
-
-def _keep(
-    model: keras.Model,
-    out: Path,
-    name: str,
-    architecture: Mapping[str, Any],
-    clock: Clock,
-    row: Mapping[str, float],
-    about: Mapping[str, object] | None,
-) -> None:
-    """Weights, a row of the log and a card, each in one piece."""
-    draft = out / "weights.tmp"
-    weights.save(model, draft, architecture)
-    draft.replace(out / "weights.npz")
-    new = not (out / "log.csv").exists()
-    row = {k: round(float(v), 5) for k, v in row.items()}
-    with open(out / "log.csv", "a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-    card = {
-        "Model": name,
-        **(about or {}),
-        "Command": " ".join(sys.argv),
-        "Version": __version__,
-        "Backend": keras.backend.backend(),
-        "Architecture": dict(architecture),
-        "Schedule": asdict(clock),
-        "Parameters": model.count_params(),
-        "HeldOut": row,
-        "SHA256": weights.digest(out / "weights.npz"),
-    }
-    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")

@@ -26,7 +26,7 @@ def grown(old: keras.Model, new: keras.Model, narrow: Sequence[int], wide: Seque
     Raises
     ------
     ValueError
-        The new network has fewer levels or filters.
+        The new network has fewer levels or filters, or another number of them in its last look.
 
     References
     ----------
@@ -36,6 +36,8 @@ def grown(old: keras.Model, new: keras.Model, narrow: Sequence[int], wide: Seque
         raise ValueError(f"expected at least {tuple(narrow)} filters a level, received {tuple(wide)}")
     inner = _inputs(narrow, wide)
     for number, (a, b) in enumerate(zip(_made(old, "conv"), _made(new, "conv"), strict=False)):
+        if number >= len(inner) and a.kernel.shape[-1] != b.kernel.shape[-1]:
+            raise ValueError(f"expected {a.kernel.shape[-1]} filters in its last look, received {b.kernel.shape[-1]}")
         kept = inner[number] if number < len(inner) else [(narrow[0], wide[0])]
         if sum(n for n, _ in kept) != a.kernel.shape[-2]:  # what does not see the features of the first level
             kept = [(a.kernel.shape[-2], b.kernel.shape[-2])]

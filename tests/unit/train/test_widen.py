@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bids_epvs.errors import DataError
 from bids_epvs.models import nuclei, parcellation, slices, weights
 
 weights.configure()
@@ -47,7 +48,7 @@ def test_a_wider_network_says_the_same(name, tmp_path):
     old = build(**narrow)
     old.set_weights([RNG.normal(0, 0.3, w.shape).astype(np.float16) for w in old.get_weights()])
     weights.save(old, tmp_path / "old.npz", narrow)
-    new, architecture = loop.started(build, (9, 9), wide["widths"], tmp_path / "old.npz", wide.get("sharp"))
+    new, architecture = loop.started(build, (9, 9), wide["widths"], tmp_path / "old.npz", wide.get("sharp"), grows=True)
     assert architecture == wide
     before, after = (keras.ops.convert_to_numpy(m(list(given), training=False)) for m in (old, new))
     assert before.std() > 0.1
@@ -58,3 +59,19 @@ def test_a_wider_network_says_the_same(name, tmp_path):
 def test_a_narrower_network_is_refused():
     with pytest.raises(ValueError, match="at least"):
         widen.grown(None, None, (4, 8), (4, 6))
+
+
+@pytest.mark.parametrize("asked", [{"widths": (2, 2, 2)}, {"widths": (1, 3, 3)}, {"sharp": nuclei.SHARP + 1}])
+def test_what_cannot_begin_another_network_is_an_error_of_the_user(asked, tmp_path):
+    stored = {"widths": (2, 3, 3)}
+    weights.save(nuclei.build(**stored), tmp_path / "old.npz", stored)
+    wide = {"widths": None, "sharp": None, **asked}
+    with pytest.raises(DataError, match="expected"):
+        loop.started(nuclei.build, (9, 9), wide["widths"], tmp_path / "old.npz", wide["sharp"], grows=True)
+
+
+def test_only_networks_made_for_it_grow(tmp_path):
+    """Those with other layers would be carried over wrong without a word."""
+    weights.save(nuclei.build((2, 3)), tmp_path / "old.npz", {"widths": (2, 3)})
+    with pytest.raises(DataError):
+        loop.started(nuclei.build, (9, 9), (4, 3), tmp_path / "old.npz")
