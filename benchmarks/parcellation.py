@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import cache, partial
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -63,11 +64,11 @@ def truth(made: scene.Scene, spacing: tuple[float, float, float]) -> tuple[np.nd
 
 
 def scans(
-    labelmaps: Path, subjects: list[str], contrasts: list[str], resolutions: list[str]
+    labelmaps: Path, subjects: list[str], contrasts: list[str], resolutions: list[str], repeats: int
 ) -> Iterator[tuple[dict, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """What it is, the image with its affine, the labels and the regions."""
-    for subject in subjects:
-        rng = np.random.default_rng(int(subject))
+    for subject, repeat in product(subjects, range(repeats)):
+        rng = np.random.default_rng([int(subject), repeat] if repeat else int(subject))
         made = scene.build(rng, anatomy.from_labelmap(labelmaps / f"sub-{subject}_dseg.nii.gz"), age=75)
         for resolution, spacing in RESOLUTIONS.items():
             if resolution in resolutions:
@@ -78,7 +79,7 @@ def scans(
                 image = made.scan(rng, look, protocol)
                 if resolution not in resolutions:
                     continue
-                about = {"head": subject, "resolution": resolution, "contrast": name}
+                about = {"head": subject, "repeat": repeat, "resolution": resolution, "contrast": name}
                 yield about, image, made.grid(spacing)[1], labels, regions
 
 
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["atlas", "network"], choices=METHODS)
     parser.add_argument("--subjects", nargs="+", default=list(HELD_OUT_SUBJECTS))
     parser.add_argument("--contrasts", nargs="+", default=["T2w", "T1w", "FLAIR"])
+    parser.add_argument("--repeats", type=int, default=1, help="scenes (deformation, EPVS, looks) of each head")
     parser.add_argument("--resolutions", nargs="+", default=list(RESOLUTIONS), choices=list(RESOLUTIONS))
     parser.add_argument("--weights", type=Path, help="of the parcellation network, other than the packaged ones")
     parser.add_argument("--nuclei", type=Path, help="of the second network, other than the packaged ones")
@@ -140,7 +142,7 @@ def main() -> None:
     with ExitStack() as stack:
         processes = {m: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for m in args.methods}
         for about, image, affine, labels, regions in scans(
-            args.labelmaps, args.subjects, args.contrasts, args.resolutions
+            args.labelmaps, args.subjects, args.contrasts, args.resolutions, args.repeats
         ):
             for method, process in processes.items():
                 done = process.submit(prepared, method, about["contrast"], image, affine, weights)
@@ -154,8 +156,8 @@ def main() -> None:
                 rows.append({**row, **took})
                 pd.DataFrame(rows).to_csv(args.out, sep="\t", index=False, float_format="%.3f")
                 print(about, method, {k: round(v) for k, v in took.items()}, flush=True)
-    table = pd.DataFrame(rows)
-    print(table.drop(columns="head").groupby(["resolution", "contrast", "method"]).mean().round(2).T.to_string())
+    table = pd.DataFrame(rows).drop(columns=["head", "repeat"])
+    print(table.groupby(["resolution", "contrast", "method"]).mean().round(2).T.to_string())
 
 
 if __name__ == "__main__":

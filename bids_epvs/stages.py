@@ -23,7 +23,7 @@ from bids_epvs.inputs.load import load_image
 from bids_epvs.inputs.query import find_segmentation
 from bids_epvs.measure import lesions as measure_lesions
 from bids_epvs.measure import ratings, spread
-from bids_epvs.models import MODELS, load, nuclei, parcellation, slices, weights
+from bids_epvs.models import MODELS, default, load, nuclei, parcellation, slices, weights
 from bids_epvs.models.spec import ModelSpec
 from bids_epvs.prepare.regions import NAMES, REGIONS
 from bids_epvs.prepare.resample import canonical, thickness, to_canonical, to_native, voxel_spacing
@@ -172,16 +172,27 @@ def _networks(settings: Settings, second_process: Executor | None) -> dict[str, 
 
     def outline(images_: Sequence[Any], prior: np.ndarray) -> Any:
         if second_process:  # it has all that preparation wants of it, and gets ready for the methods
-            second_process.submit(weights.backend)
+            second_process.submit(_ready_for_methods, settings)
         return slices.outline(images_, prior, model=each()[2])
 
     def meanwhile() -> None:
         each()
         ready("bids_epvs.prepare.ants")
+        parcellation.tissue_priors()
+        parcellation.prior_landmarks()
 
     if not second_process:
         each()  # what is missing is said at once
     return {"parcellate": parcellate, "outline": outline, "meanwhile": meanwhile}
+
+
+def _ready_for_methods(settings: Settings) -> None:
+    """Read the networks of the methods, those first that the second process begins with."""
+    weights.backend()
+    for name in reversed(settings.models or default()):
+        spec = load(name)
+        if spec.network:
+            spec.network(settings.weights_of(name))
 
 
 def _sources(scan: Scan, settings: Settings, *names: str) -> list[str]:

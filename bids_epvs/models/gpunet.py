@@ -61,6 +61,7 @@ SPEC = ModelSpec(
     spacing=crops.SPACING_MM,
     normalise="0.5 to 99.5 percentile of the region become 0 to 1",
     build=build,
+    network=network,
     weights=WEIGHTS,
     outputs=("mask", "instances", "saliency", "findings"),
     explain="attention",

@@ -89,10 +89,8 @@ def evidence(values: np.ndarray, fit: parcellation.Fit, known: np.ndarray) -> np
     out[..., : parcellation.CHANNELS] = parcellation.likened(values, fit)
     shares = known[..., [parcellation.NAMES.index(n) for n in KINDS]]
     sure = shares.sum(axis=-1) + known[..., [parcellation.NAMES.index(n) for n in OTHERS]].sum(axis=-1)
-    for axis in range(3):
-        shares, sure = shares.repeat(FINE, axis=axis), sure.repeat(FINE, axis=axis)
     spacing = [parcellation.SPACING_MM / FINE] * 3
-    out[..., parcellation.CHANNELS :] = deep.likelihoods(values, shares, sure, spacing)
+    out[..., parcellation.CHANNELS :] = deep.likelihoods(values, _doubled(shares), _doubled(sure), spacing)
     return out
 
 
@@ -186,12 +184,15 @@ def predict(
         The parcellation network and this one; by default the packaged ones.
     """
     first, second = first or parcellation.network(), second or network()
-    coarse, fine, pose = [], [], to_template
-    for image, pose, fit, sides, whole in parcellation.looks(images, to_template, first):
-        coarse.append(whole)
-        left, right = refined(image, pose, fit, sides, model=second)
+    coarse, fine, seen = [], [], []
+    for image, found in parcellation.looks(images, to_template, first):
+        to_template = found.to_template
+        left, right = refined(image, to_template, found.fit, found.sides, model=second)
+        coarse.append(found.whole)
         fine.append(parcellation.merged(left, right, grid().shape[0]))
-    whole, near = parcellation.averaged(coarse), parcellation.averaged(fine)
+        seen.append(found.seen)
+    whole = parcellation.averaged(coarse, seen)
+    near = parcellation.averaged(fine, [_doubled(s[_PLACE]) for s in seen])
     whole[_PLACE] = _shared(near)
     clean = parcellation.without_islands(whole, parcellation.outputs())
     near = _without(near, (clean[_PLACE] == 0) & (whole[_PLACE] > 0))
@@ -199,8 +200,15 @@ def predict(
         nib.Nifti1Image(clean, parcellation.grid().affine),
         parcellation.outputs(),
         fine=nib.Nifti1Image(near, grid().affine),
-        to_template=pose,
+        to_template=to_template,
     )
+
+
+def _doubled(coarse: np.ndarray) -> np.ndarray:
+    """Voxels repeated `FINE` times along each side."""
+    for axis in range(3):
+        coarse = coarse.repeat(FINE, axis=axis)
+    return coarse
 
 
 def _shared(fine: np.ndarray) -> np.ndarray:
@@ -211,8 +219,6 @@ def _shared(fine: np.ndarray) -> np.ndarray:
 
 def _without(fine: np.ndarray, gone: np.ndarray) -> np.ndarray:
     """Probabilities of the boxes without labels in blocks where they are `gone`; the others get what those held."""
-    for axis in range(3):
-        gone = gone.repeat(FINE, axis=axis)
-    out = np.where(gone, np.float32(0), fine)
+    out = np.where(_doubled(gone), np.float32(0), fine)
     before, after = fine.sum(axis=-1), out.sum(axis=-1)
     return out * np.where(after > 1e-3, before / np.maximum(after, 1e-3), 1)[..., None].astype(np.float32)

@@ -395,6 +395,10 @@ FAR_MM, _POSES = 7.0, 3
 """Mean distance in the brain between two poses that calls for another look in the second one, and most such looks."""
 
 
+UNSEEN = 0.02
+"""Weight of an image in the mean of several where it does not reach."""
+
+
 @cache
 def prior_landmarks() -> np.ndarray:
     """Share of each of `LANDMARKS` at each voxel of `grid` by the atlas, float32 (X, Y, Z, landmarks)."""
@@ -440,63 +444,65 @@ def _centres(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return total, np.column_stack([*at, np.ones(len(total))]) @ grid().affine.T
 
 
-def look(image: Nifti1Image, to_template: np.ndarray, model: keras.Model) -> tuple[Fit, np.ndarray]:
-    """Intensities of the tissues of an image, and what the network finds in it (see `seen_halves`)."""
-    fit, sides, _ = _looked(image, to_template, model)
-    return fit, sides
+class Look(NamedTuple):
+    """What the network finds in one image.
+
+    Attributes
+    ----------
+    to_template : ndarray
+        4 x 4, millimetres of the image to ICBM152 millimetres: the pose in which it was looked at.
+    fit : Fit
+        Intensities of its tissues.
+    sides : ndarray
+        (2, HALF, Y, Z, classes), see `seen_halves`.
+    whole : ndarray
+        Those, `merged`.
+    seen : ndarray of bool
+        Voxels of `grid` that were imaged.
+    """
+
+    to_template: np.ndarray
+    fit: Fit
+    sides: np.ndarray
+    whole: np.ndarray
+    seen: np.ndarray
 
 
-def _looked(image: Nifti1Image, to_template: np.ndarray, model: keras.Model) -> tuple[Fit, np.ndarray, np.ndarray]:
-    """`look`, and the voxels that were imaged."""
+def look(image: Nifti1Image, to_template: np.ndarray, model: keras.Model) -> Look:
+    """What the network finds in an image in a pose that is given."""
     values = on_grid(image, to_template, grid())
     fit = fitted(values)
-    return fit, seen_halves(model, likened(values, fit)), values > 0
+    sides = seen_halves(model, likened(values, fit))
+    return Look(to_template, fit, sides, merged(*sides), values > 0)
 
 
-def look_for_pose(
-    image: Nifti1Image, to_template: np.ndarray, model: keras.Model
-) -> tuple[np.ndarray, Fit, np.ndarray, np.ndarray]:
+def look_for_pose(image: Nifti1Image, to_template: np.ndarray, model: keras.Model) -> Look:
     """`look` in a pose that is corrected where the structures lie far from those of the atlas.
 
     Registration of intensities goes wrong now and then, more often where the skull is gone or the contrast is unlike
     the template's, but seldom by so much that the network loses the structures. It looks again where they lie, as
     long as that makes it surer (`Parcels.expected_dice`).
-
-    Returns
-    -------
-    to_template : ndarray
-        The one that was given, or a better one.
-    fit : Fit
-    sides : ndarray
-        As of `look`.
-    whole : ndarray
-        Those, `merged`.
     """
-    fit, sides, seen = _looked(image, to_template, model)
-    whole = merged(*sides)
+    found = look(image, to_template, model)
     for _ in range(_POSES):
-        other = pose_from(whole, seen, to_template)
-        if apart(other, to_template) < FAR_MM:
+        other = pose_from(found.whole, found.seen, found.to_template)
+        if apart(other, found.to_template) < FAR_MM:
             break
-        again = _looked(image, other, model)
-        new = merged(*again[1])
-        if _sure(new) <= _sure(whole):
+        again = look(image, other, model)
+        if _sure(again.whole) <= _sure(found.whole):
             break
-        to_template, (fit, sides, seen), whole = other, again, new
-    return to_template, fit, sides, whole
+        found = again
+    return found
 
 
 def looks(
     images: Iterable[Nifti1Image], to_template: np.ndarray, model: keras.Model
-) -> Iterator[tuple[Nifti1Image, np.ndarray, Fit, np.ndarray, np.ndarray]]:
-    """Each image, and what `look_for_pose` returns of it; the first one tells the pose of all."""
+) -> Iterator[tuple[Nifti1Image, Look]]:
+    """Each image, and what is found in it; the first one tells the pose of all (`look_for_pose`)."""
     for number, image in enumerate(images):
-        if number:
-            fit, sides = look(image, to_template, model)
-            whole = merged(*sides)
-        else:
-            to_template, fit, sides, whole = look_for_pose(image, to_template, model)
-        yield image, to_template, fit, sides, whole
+        found = look(image, to_template, model) if number else look_for_pose(image, to_template, model)
+        to_template = found.to_template
+        yield image, found
 
 
 def apart(first: np.ndarray, second: np.ndarray) -> float:
@@ -517,22 +523,28 @@ def predict(images: Iterable[Nifti1Image], to_template: np.ndarray, *, model: ke
     Parameters
     ----------
     images : iterable of Nifti1Image
-        At least one; bias-corrected, aligned with each other; their probabilities are averaged.
+        At least one; bias-corrected, on grids of their own in one space; their probabilities are averaged.
     to_template : ndarray
         4 x 4, millimetres of the images to ICBM152 millimetres (affine); see `look_for_pose`.
     model : keras.Model, optional
         By default the packaged one.
     """
     model = model or network()
-    found, pose = [], to_template
-    for _, pose, _, _, whole in looks(images, to_template, model):  # noqa: B007
-        found.append(whole)
-    clean = without_islands(averaged(found), outputs())
-    return Parcels(nib.Nifti1Image(clean, grid().affine), outputs(), to_template=pose)
+    found = [each for _, each in looks(images, to_template, model)]
+    clean = without_islands(averaged([f.whole for f in found], [f.seen for f in found]), outputs())
+    return Parcels(nib.Nifti1Image(clean, grid().affine), outputs(), to_template=found[0].to_template)
 
 
-def averaged(volumes: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean of what was found in one or several images, float32.
+def averaged(volumes: Sequence[np.ndarray], seen: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean of what was found in one or several images, float32 (X, Y, Z, labels).
+
+    Parameters
+    ----------
+    volumes : sequence of ndarray
+        (X, Y, Z, labels).
+    seen : sequence of ndarray of bool
+        Voxels that each image covers, (X, Y, Z). Where some do and others do not, those that do are asked (the others
+        count with `UNSEEN`, since what they say there is little more than the atlas).
 
     Raises
     ------
@@ -541,7 +553,11 @@ def averaged(volumes: Sequence[np.ndarray]) -> np.ndarray:
     """
     if not volumes:
         raise ValueError("expected at least one image, received none")
-    total = volumes[0]
-    for volume in volumes[1:]:
-        total = total + volume
-    return total / np.float32(len(volumes))
+    if len(volumes) == 1:
+        return volumes[0]
+    weights = [np.where(own, np.float32(1), np.float32(UNSEEN))[..., None] for own in seen]
+    total = volumes[0] * weights[0]
+    for volume, weight in zip(volumes[1:], weights[1:], strict=True):
+        total += volume * weight
+    total /= np.sum(weights, axis=0)
+    return total

@@ -268,6 +268,7 @@ SPEC = ModelSpec(
     shape=(*SIZE, 1),
     normalise="1 is the 99.9th percentile of the brain",
     build=build,
+    network=network,
     weights=WEIGHTS,
     outputs=("findings",),
     calibrated=True,

@@ -186,6 +186,7 @@ SPEC = ModelSpec(
     shape=SHAPE,
     normalise="0.5 to 2.5 times the median of the basal ganglia become 0 to 1; 0 beyond 3 mm from them",
     build=build,
+    network=network,
     weights=WEIGHTS,
     outputs=("saliency", "findings"),
     explain="gradcam",

@@ -60,6 +60,8 @@ class ModelSpec:
         What a network expects of its input.
     build : callable, optional
         Network.
+    network : callable, optional
+        What reads its weights, a file or by default the packaged ones, once in a process.
     outputs : tuple of str
         What it writes: ``mask, probability, instances, saliency, findings``.
     explain : str
@@ -89,6 +91,7 @@ class ModelSpec:
     shape: tuple[int, int, int] | None = None
     normalise: str = ""
     build: Callable[..., Any] | None = None
+    network: Callable[..., Any] | None = None
     outputs: tuple[str, ...] = ("mask", "probability", "instances")
     explain: str = ""
     saliency: str = ""

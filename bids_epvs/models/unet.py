@@ -228,6 +228,7 @@ SPEC = ModelSpec(
     parameters={"flips": False},
     normalise="white matter 0, cerebrospinal fluid 1 (T2w) or -1 (T1w, FLAIR); brain only",
     build=build,
+    network=network,
     weights=WEIGHTS,
     calibrated=True,
     needs_t2w=False,

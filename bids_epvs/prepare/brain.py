@@ -58,6 +58,9 @@ LAKES, SOLID = (FLUID, 3, 42), (2, 41, 10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 2
 SURE = 0.7
 """Probability of white matter and nuclei by the network that intensities cannot overrule; chosen on sub-03 of
 ``make demo``, where EPVS voxels inside regions rose from 0.60 to 0.69 (``benchmarks/coverage.py``)."""
+COVERED = 0.98
+"""Least share of the white matter and nuclei of the first sequence that another one must show to be looked at with it
+on the grid of the scan."""
 COMPACT, STRAY = (10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 17, 53, 18, 54), 0.1
 """Structures in one piece; share of the largest piece below which another one is no part of it."""
 LAKE_MM3, LAKE_MM2, ENCLOSED = 500.0, 40.0, 0.6
@@ -630,6 +633,22 @@ Outline = Callable[[Sequence[Nifti1Image], np.ndarray], "np.ndarray | None"]
 it has nothing to say."""
 
 
+def covering(images: Sequence[Nifti1Image], prior: np.ndarray) -> list[Nifti1Image]:
+    """The first image, and those of the others that reach as far: what is 0 beyond their border would mislead.
+
+    Parameters
+    ----------
+    images : sequence of Nifti1Image
+        On one grid.
+    prior : ndarray
+        (X, Y, Z, ATLAS_LABELS) on it. Solid tissue counts; fluid can be 0 in a whole FLAIR.
+    """
+    inside = prior[..., np.isin(_INDICES, SOLID)].sum(axis=-1) > SURE
+    inside &= np.asarray(images[0].dataobj) > 0
+    least = COVERED * np.count_nonzero(inside)
+    return [images[0], *(i for i in images[1:] if np.count_nonzero(np.asarray(i.dataobj)[inside] > 0) >= least)]
+
+
 def from_parcels(
     images: Sequence[Nifti1Image],
     parcels: Parcels,
@@ -643,7 +662,7 @@ def from_parcels(
     Parameters
     ----------
     images : sequence of Nifti1Image
-        T2w first, then T1w where present; one grid, canonical frame, bias-corrected.
+        T2w first, then T1w and FLAIR where present; one grid, canonical frame, bias-corrected; see `covering`.
     parcels : Parcels
     to_template : ndarray
         4 x 4, millimetres of the scan to those of `parcels`.
@@ -659,7 +678,7 @@ def from_parcels(
     full, grid = near[0], work_grid(near[0])
     spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
     prior, inside = placed(parcels, to_template, grid)
-    coarse = [resample(image, grid) for image in near]
+    coarse = covering([resample(image, grid) for image in near], prior)
     better = outline(coarse, prior) if outline else None
     found = prior if better is None else better
     if within:

@@ -17,7 +17,7 @@ from nibabel.nifti1 import Nifti1Image
 from bids_epvs.prepare import atlas, bias, brain, intensity, regions, register
 from bids_epvs.prepare.labels import mirrored
 from bids_epvs.prepare.resample import canonical, canonical_to_world, face_areas, resample, voxel_spacing
-from bids_epvs.records import Transform, reference_of
+from bids_epvs.records import REFERENCES, Transform, reference_of
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +110,8 @@ def prepare(
     segmentation_space : str
         The image whose world space that is.
     parcellate : callable, optional
-        A network: images on the reference's grid and the affine to the template, to `brain.Parcels`; it replaces the
-        atlas.
+        A network: images in the space of the reference, each on its own grid, and the affine to the template, to
+        `brain.Parcels`; it replaces the atlas.
     outline : callable, optional
         With `parcellate`: a network that sharpens its answer on the grid of the scan; see `brain.from_parcels`.
     helper : Executor, optional
@@ -131,6 +131,8 @@ def prepare(
     logger.info("preparation 3: template to %s (%s)", reference, kind)
     alignment = register.template_to(base, kind=kind, work_dir=work_dir / "template")
     session.even_out(atlas.tissues(), alignment.to_template, bias.DEGREE_BY_ATLAS)
+    if segmentation is not None or not parcellate:
+        session.rest()
     logger.info("preparation 4: brain, tissues and labels")
     sure: Mapping[str, float] = {}
     if segmentation is not None:
@@ -141,7 +143,7 @@ def prepare(
         found = _by_network(session, alignment, parcellate, outline, deformable=registration == "deformable")
         anatomy, alignment, sure = found
     else:
-        anatomy = brain.from_atlas(list(session.contrasts()), alignment)
+        anatomy = brain.from_atlas(session.contrasts((reference, "T2w", "T1w")), alignment)
     if settled:
         settled(alignment)
     base = session.aligned[reference]
@@ -163,7 +165,8 @@ def prepare(
 class _Sequences:
     """The sequences of a session, bias-corrected and brought onto the grid of the reference.
 
-    Work begins at once, in the other process where there is one: those first that the networks wait for.
+    Work begins at once, in the other process where there is one, on those that the networks wait for; on the others
+    when `rest` says so.
 
     Attributes
     ----------
@@ -177,16 +180,18 @@ class _Sequences:
         self.reference, self.helper, self.work_dir = reference_of(images), helper, work_dir
         native = images[self.reference]
         self.kept = {self.reference: _put(work_dir / "reference.npz", canonical(native))}
-        self.needed = [n for n in dict.fromkeys((self.reference, "T2w", "T1w")) if n in images]
-        others = sorted((n for n in images if n != self.reference), key=lambda n: n not in self.needed)
-        self.kept |= {n: _put(work_dir / n / "image.npz", in_frame(images[n], native)) for n in others}
+        self.needed = [n for n in REFERENCES if n in images]
+        self.others = sorted((n for n in images if n != self.reference), key=[*self.needed, *images].index)
+        self.kept |= {n: _put(work_dir / n / "image.npz", in_frame(images[n], native)) for n in self.others}
         self.variation = begun(helper, _correct, self.kept[self.reference])
-        if others:
-            logger.info("preparation 2: %s to %s (rigid)", " and ".join(others), self.reference)
-        self.coming = {n: begun(helper, _correct_and_align, self.kept[n], self.kept[self.reference]) for n in others}
+        if self.others:
+            logger.info("preparation 2: %s to %s (rigid)", " and ".join(self.others), self.reference)
+        self.coming: dict[str, Future[Transform]] = {}
+        self.moving: dict[str, Future[None]] = {}
         self.aligned: dict[str, Nifti1Image] = {}
         self.transforms: dict[str, Transform] = {}
         self.by_tissues: Callable[[Nifti1Image], Nifti1Image] | None = None
+        self._begin(self.needed)
 
     def first(self) -> tuple[Nifti1Image, float]:
         """The corrected reference and how much its field varies."""
@@ -194,17 +199,54 @@ class _Sequences:
         base = self.aligned[self.reference] = _got(self.kept[self.reference])
         return base, variation
 
-    def contrasts(self) -> Iterator[Nifti1Image]:
-        """The images in which anatomy is looked for, each as soon as it has arrived."""
+    def rest(self) -> None:
+        """Begin with the sequences that the networks do not wait for."""
+        self._begin(self.others)
+
+    def _begin(self, names: Sequence[str]) -> None:
+        reference = self.kept[self.reference]
+        for name in (n for n in names if n in self.others and n not in {**self.coming, **self.transforms}):
+            self.coming[name] = begun(self.helper, _correct_and_align, self.kept[name], reference)
+
+    def _transform(self, name: str) -> Transform:
+        """The transform of another sequence, waited for if need be; then it is moved to the grid of the reference."""
+        if name in self.coming:
+            transform = self.transforms[name] = self.coming.pop(name).result()
+            self.moving[name] = begun(self.helper, _move, self.kept[name], self.kept[self.reference], transform)
+        return self.transforms[name]
+
+    def contrasts(self, names: Sequence[str] = REFERENCES) -> list[Nifti1Image]:
+        """The images in which anatomy is looked for, those of some sequences, on the grid of the reference."""
+        found = [n for n in self.needed if n in names]
+        self.arrive(found)
+        return [self.aligned[n] for n in found]
+
+    def native(self) -> Iterator[Nifti1Image]:
+        """The images in which anatomy is looked for, each as soon as it has arrived, on the grid it was acquired on.
+
+        A T1w of 1 mm shows more than what is left of it on slices of 5 mm. Affines lead to where its alignment with
+        the reference puts each image.
+        """
+        from bids_epvs.prepare import ants
+
         for name in self.needed:
-            self.arrive([name])
-            yield self.aligned[name]
+            if name == self.reference:
+                yield self.aligned[name]
+                continue
+            back = np.linalg.inv(ants.linear_matrix(self._transform(name)))
+            image = _got(self.kept[name])
+            image = nib.Nifti1Image(image.dataobj, back @ image.affine)
+            yield self.by_tissues(image) if self.by_tissues else image
 
     def arrive(self, names: Sequence[str] | None = None) -> None:
         """Wait for some sequences, or for all."""
-        for name in [n for n in (self.kept if names is None else names) if n in self.coming]:
-            self.transforms[name] = self.coming.pop(name).result()
-            image = _got(self.kept[name])
+        wanted = [n for n in (self.kept if names is None else names) if n not in self.aligned]
+        self._begin(wanted)
+        for name in wanted:
+            self._transform(name)
+        for name in wanted:
+            self.moving.pop(name).result()
+            image = _got(_moved(self.kept[name]))
             self.aligned[name] = self.by_tissues(image) if self.by_tissues else image
 
     def even_out(self, tissues: Nifti1Image, to_template: np.ndarray, degree: int = bias.DEGREE) -> None:
@@ -222,21 +264,23 @@ def _by_network(
     deformable: bool,
 ) -> tuple[brain.Anatomy, register.Alignment, Mapping[str, float]]:
     """Anatomy from networks, the alignment with a deformation where wanted, and `confidence`."""
-    parcels = parcellate(session.contrasts(), alignment.to_template)
+    parcels = parcellate(session.native(), alignment.to_template)
     if not np.array_equal(parcels.to_template, alignment.to_template):
         logger.info("preparation 4: pose corrected by the structures that were found")
         base = session.aligned[session.reference]
         alignment = register.posed(base, alignment, parcels.to_template, work_dir=session.work_dir / "pose")
     if not deformable:
+        session.rest()
         session.even_out(brain.tissues(parcels), alignment.to_template)
-        anatomy = brain.from_parcels(list(session.contrasts()), parcels, alignment.to_template, outline=outline)
+        anatomy = brain.from_parcels(session.contrasts(), parcels, alignment.to_template, outline=outline)
         return anatomy, alignment, confidence(parcels)
     look = brain.structure_look(parcels)
     kept = _put(session.work_dir / "structures" / "look.npz", look)
     warp = begun(session.helper, _deform, kept)
+    session.rest()
     session.even_out(brain.tissues(parcels), alignment.to_template)
     anatomy = brain.from_parcels(
-        list(session.contrasts()),
+        session.contrasts(),
         parcels,
         alignment.to_template,
         outline=outline,
@@ -286,11 +330,18 @@ def _correct(path: Path) -> float:
 
 
 def _correct_and_align(path: Path, reference: Path) -> Transform:
-    """`_correct` and `register.onto` of a kept image, in its place; the reference has been corrected."""
+    """`_correct` of a kept image, in its place, and `register.onto`; the reference has been corrected."""
     _correct(path)
-    moved, transform = register.onto(_got(reference), _got(path), work_dir=path.parent)
-    _put(path, moved)
-    return transform
+    return register.onto(_got(reference), _got(path), work_dir=path.parent)
+
+
+def _move(path: Path, reference: Path, transform: Transform) -> None:
+    """`register.moved` of a kept image, beside it."""
+    _put(_moved(path), register.moved(_got(path), _got(reference), transform))
+
+
+def _moved(path: Path) -> Path:
+    return path.with_name("moved.npz")
 
 
 def _deform(look: Path) -> Transform:

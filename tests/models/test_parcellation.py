@@ -174,6 +174,19 @@ def test_shares_of_a_voxel_by_hand():
     assert np.allclose(out.sum(axis=-1), 1)
 
 
+def test_where_one_image_ends_the_other_is_asked():
+    first, second = (np.full((4, 1, 1, 2), v, np.float32) for v in (0.2, 0.6))
+    seen = np.array([True, True, False, False])[:, None, None]
+    everywhere = np.ones_like(seen)
+    found = parcellation.averaged([first, second], [everywhere, seen])
+    np.testing.assert_allclose(found[:2], 0.4, atol=1e-6)
+    np.testing.assert_allclose(found[2:], 0.2, atol=0.01)
+    np.testing.assert_allclose(parcellation.averaged([first, second], [~everywhere, ~everywhere]), 0.4, atol=1e-6)
+    assert parcellation.averaged([second], [seen]) is second
+    with pytest.raises(ValueError, match="at least one"):
+        parcellation.averaged([], [])
+
+
 def test_islands_go_and_their_place_is_filled():
     labels = (2, 11)
     data = np.zeros((20, 6, 6, 2), np.float32)

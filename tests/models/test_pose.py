@@ -66,15 +66,13 @@ def test_it_looks_again_only_where_structures_lie_far_and_as_long_as_it_gets_sur
 
     def looked(image, pose, model):
         looks.append(pose[1, 3])
-        return "fit", (moved(atlas, (0, pose[1, 3] - off, 0)),), EVERYWHERE
+        return parcellation.Look(pose, "fit", None, moved(atlas, (0, pose[1, 3] - off, 0)), EVERYWHERE)
 
-    monkeypatch.setattr(parcellation, "_looked", looked)
-    monkeypatch.setattr(parcellation, "merged", lambda whole: whole)
+    monkeypatch.setattr(parcellation, "look", looked)
     monkeypatch.setattr(parcellation, "_sure", lambda whole: (1 if surer else -1) * np.array_equal(whole, atlas))
-    pose, _, sides, whole = parcellation.look_for_pose(None, np.eye(4), None)
-    assert pose[1, 3] == pytest.approx(expected, abs=0.1)
-    assert np.array_equal(sides[0], moved(atlas, (0, int(expected / 2) * 2 - off, 0)))
-    assert whole is sides[0]
+    found = parcellation.look_for_pose(None, np.eye(4), None)
+    assert found.to_template[1, 3] == pytest.approx(expected, abs=0.1)
+    assert np.array_equal(found.whole, moved(atlas, (0, int(expected / 2) * 2 - off, 0)))
     assert len(looks) == (2 if off == 8 else 1)
 
 

@@ -194,6 +194,22 @@ def test_the_deformed_atlas_limits_the_brain(tmp_path):
     assert order == ["within", "outline", "within"], "what takes long comes first"
 
 
+def test_a_sequence_that_ends_before_the_other_does_not_sharpen_and_one_without_fluid_does():
+    prior = np.zeros((10, 10, 10, len(ATLAS_LABELS)), np.float32)
+    labels = list(ATLAS_LABELS)
+    prior[1:9, 1:9, 1:9, labels.index(2)] = 1
+    prior[4:6, 4:6, 4:6] = 0
+    prior[4:6, 4:6, 4:6, labels.index(4)] = 1
+    t2w, cut, dark = np.ones((3, 10, 10, 10), np.float32)
+    cut[:, :, 6:] = 0
+    dark[4:6, 4:6, 4:6] = 0
+    images = [nib.Nifti1Image(a, np.eye(4)) for a in (t2w, cut, dark)]
+    assert brain.covering(images, prior) == [images[0], images[2]]
+    assert brain.covering(images[1:2], prior) == images[1:2]
+    assert brain.covering([images[1], images[0]], prior) == [images[1], images[0]]
+    assert len(brain.covering(images, prior * 0)) == 3
+
+
 def test_fluid_in_the_midst_of_white_matter_becomes_white_matter():
     labels = np.full((40, 40, 9), 2, np.int16)
     labels[:, :12] = 3

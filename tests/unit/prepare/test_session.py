@@ -5,8 +5,9 @@ from concurrent.futures import Executor, Future
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from bids_epvs.prepare import regions, session
+from bids_epvs.prepare import ants, regions, session
 from bids_epvs.prepare.intensity import Levels, levels
 
 
@@ -27,9 +28,27 @@ def test_the_number_is_in_the_warning():
     assert session.noise_note(Levels(400.0, 1150.0, 0.0)) == ()
 
 
-def test_a_sequence_is_evened_whenever_it_comes_and_by_what_is_known_then(tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "_correct", lambda path: 1.0)
-    monkeypatch.setattr(session, "_correct_and_align", lambda path, onto: "transform")
+def ones(*names):
+    return {n: nib.Nifti1Image(np.full((4, 4, 4), k + 1, np.float32), np.eye(4)) for k, n in enumerate(names)}
+
+
+@pytest.fixture
+def steps(tmp_path, monkeypatch):
+    """What is done with which sequence, in order; nothing is moved."""
+    done = []
+
+    def align(path, reference):
+        done.append(("align", path.parent.name))
+        return ants.identity(path.parent)
+
+    monkeypatch.setattr(session, "_correct", lambda path: done.append(("correct", path.stem)) or 1.5)
+    monkeypatch.setattr(session, "_correct_and_align", align)
+    move = session._move
+    monkeypatch.setattr(session, "_move", lambda path, *by: done.append(("move", path.parent.name)) or move(path, *by))
+    return done
+
+
+def test_a_sequence_is_evened_whenever_it_comes_and_by_what_is_known_then(steps, tmp_path, monkeypatch):
     by: list[tuple[str, int]] = []
 
     def even(image, tissues, to_template, degree):
@@ -37,18 +56,40 @@ def test_a_sequence_is_evened_whenever_it_comes_and_by_what_is_known_then(tmp_pa
         return nib.Nifti1Image(np.asarray(image.dataobj) * 2, image.affine)
 
     monkeypatch.setattr(session.bias, "even", even)
-    images = {n: nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4)) for n in ("T2w", "T1w", "FLAIR")}
-    found = session._Sequences(images, tmp_path, None)
+    found = session._Sequences(ones("T2w", "T1w", "SWI"), tmp_path, None)
     found.first()
     found.even_out("atlas", np.eye(4), 2)
-    assert [i.get_fdata().mean() for i in found.contrasts()] == [2, 2]
+    assert [i.get_fdata().mean() for i in found.native()] == [2, 4]
     found.even_out("network", np.eye(4))
     found.arrive()
-    assert {n: i.get_fdata().mean() for n, i in found.aligned.items()} == {"T2w": 4, "T1w": 4, "FLAIR": 2}
+    middle = {n: float(i.get_fdata()[1:3, 1:3, 1:3].mean()) for n, i in found.aligned.items()}
+    assert middle == pytest.approx({"T2w": 4, "T1w": 4, "SWI": 6}, abs=1e-3)
     assert by == [("atlas", 2)] * 2 + [("network", 3)] * 3
 
 
-NAMES = ("FLAIR", "T2w", "T1w")
+def test_anatomy_is_looked_for_where_each_sequence_was_acquired(tmp_path, monkeypatch):
+    """A turned T1w of small voxels: its grid stays, its place is that of the one on the grid of the T2w."""
+    turn = np.eye(4)
+    turn[:2, :2] = [[0.8, -0.6], [0.6, 0.8]]
+    turn[:3, 3] = 5, -3, 2
+    monkeypatch.setattr(session, "_correct", lambda path: 1.0)
+    monkeypatch.setattr(session, "_correct_and_align", lambda path, reference: ants.affine(turn, path.parent))
+    spot = np.zeros((40, 40, 40), np.float32)
+    spot[20:23, 11:14, 17:20] = 100.0
+    t2w = nib.Nifti1Image(np.ones((40, 40, 10), np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
+    images = {"T2w": t2w, "T1w": nib.Nifti1Image(spot, np.eye(4))}
+    found = session._Sequences(images, tmp_path, None)
+    found.first()
+    _, own = found.native()
+    assert own.shape == spot.shape
+    assert own.get_fdata().max() == 100.0
+    found.arrive()
+    moved = found.aligned["T1w"]
+    centre = moved.affine @ [*ndimage.center_of_mass(moved.get_fdata()), 1]
+    assert (np.abs(centre - own.affine @ [21, 12, 18, 1])[:3] < [0.3, 0.3, 1.5]).all()
+
+
+NAMES = ("SWI", "FLAIR", "T2w", "T1w")
 
 
 class Later(Executor):
@@ -62,28 +103,37 @@ class Later(Executor):
         self.waiting.append((done, function, given))
         return done
 
-    def go(self):
-        done, function, given = self.waiting.pop(0)
-        done.set_result(function(*given))
+    def go(self, times=1):
+        for _ in range(times):
+            done, function, given = self.waiting.pop(0)
+            done.set_result(function(*given))
 
 
-def test_the_helper_begins_with_what_is_waited_for_and_each_contrast_is_given_as_it_comes(tmp_path, monkeypatch):
-    began = []
-    monkeypatch.setattr(session, "_correct", lambda path: began.append(path) or 1.5)
-    monkeypatch.setattr(session, "_correct_and_align", lambda path, onto: began.append(path) or "transform")
-    images = {n: nib.Nifti1Image(np.full((4, 4, 4), k, np.float32), np.eye(4)) for k, n in enumerate(NAMES)}
+def test_the_helper_begins_with_what_is_waited_for_and_each_contrast_is_given_as_it_comes(steps, tmp_path):
     helper = Later()
-    found = session._Sequences(images, tmp_path, helper)
+    found = session._Sequences(ones(*NAMES), tmp_path, helper)
     helper.go()
     assert found.first()[1] == 1.5
-    contrasts = found.contrasts()
-    assert next(contrasts).get_fdata().mean() == NAMES.index("T2w")
+    contrasts = found.native()
+    assert next(contrasts).get_fdata().mean() == 1 + NAMES.index("T2w")
     helper.go()
-    assert next(contrasts).get_fdata().mean() == NAMES.index("T1w"), "before FLAIR"
+    assert next(contrasts).get_fdata().mean() == 1 + NAMES.index("T1w"), "before FLAIR"
     helper.go()
-    found.arrive()
-    assert [p.relative_to(tmp_path).parts[0] for p in began] == ["reference.npz", "T1w", "FLAIR"]
-    assert list(found.aligned) == ["T2w", "T1w", "FLAIR"] and not helper.waiting
+    assert next(contrasts).get_fdata().mean() == 1 + NAMES.index("FLAIR"), "before any is moved"
+    assert next(contrasts, None) is None
+    helper.submit(steps.append, ("other", "work"))
+    found.rest()
+    helper.go(4)
+    assert len(found.contrasts()) == 3
+    assert not helper.waiting
+    looked = ("T1w", "FLAIR")
+    assert steps == [
+        ("correct", "reference"),
+        *(("align", n) for n in looked),
+        *(("move", n) for n in looked),
+        ("other", "work"),
+        ("align", "SWI"),
+    ]
 
 
 @pytest.mark.parametrize("covered", [True, False])
