@@ -28,7 +28,7 @@ from bids_epvs.models.spec import ModelSpec
 from bids_epvs.prepare.regions import NAMES, REGIONS
 from bids_epvs.prepare.resample import canonical, thickness, to_canonical, to_native, voxel_spacing
 from bids_epvs.prepare.template import SPACE
-from bids_epvs.records import Prediction, Prepared, Scan
+from bids_epvs.records import REFERENCES, Prediction, Prepared, Scan
 from bids_epvs.report import boilerplate, subject
 from bids_epvs.report.subject import View
 from bids_epvs.settings import Settings
@@ -199,6 +199,14 @@ def _sources(scan: Scan, settings: Settings, *names: str) -> list[str]:
     return [paths.bids_uri(scan.files[n], settings.bids_dir, "raw") for n in names]
 
 
+def _looked_at(scan: Scan, settings: Settings) -> list[str]:
+    """Sequences in which `prepare` looks for brain and regions, that of the grid first."""
+    names: tuple[str, ...] = REFERENCES if settings.regions_from == "network" else ("T2w", "T1w")
+    if find_segmentation(scan, settings.derivatives):
+        names = ()
+    return list(dict.fromkeys([scan.reference, *(n for n in names if n in scan.files)]))
+
+
 def _write_preparation(
     scan: Scan,
     settings: Settings,
@@ -211,7 +219,8 @@ def _write_preparation(
     """Images first, then what says that the transform is `written`, the regions with what later stages need last."""
     files, target = anatomy(scan, settings), transform(scan, settings)
     reference = _sources(scan, settings, scan.reference)[0]
-    source = {"Sources": _sources(scan, settings, scan.reference), "SpatialReference": reference, write.KEY: key}
+    source = {"Sources": [reference], "SpatialReference": reference, write.KEY: key}
+    anatomy_source = {**source, "Sources": _sources(scan, settings, *_looked_at(scan, settings))}
 
     def keep(name: str, path: Path) -> None:
         used = _sources(scan, settings, *dict.fromkeys((name, scan.reference)))
@@ -222,7 +231,7 @@ def _write_preparation(
         write.image(path, to_native(data, native), native, meta=meta)
 
     def keep_mask(path: Path, mask: np.ndarray, about: str) -> None:
-        meta = {**source, "Type": "Brain", "Description": about}
+        meta = {**anatomy_source, "Type": "Brain", "Description": about}
         write.image(path, to_native(mask, native), native, meta=meta)
 
     jobs = [partial(keep, *item) for item in images(scan, settings).items()]
@@ -245,7 +254,7 @@ def _write_preparation(
         to_native(result.regions, native),
         native,
         meta={
-            **source,
+            **anatomy_source,
             "Manual": False,
             "Description": "regions in which EPVS are counted, by hemisphere",
             "Atlas": "given with -d" if find_segmentation(scan, settings.derivatives) else settings.regions_from,

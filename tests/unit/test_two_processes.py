@@ -5,6 +5,8 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +14,7 @@ import pytest
 
 from bids_epvs import logs, pipeline, stages
 from bids_epvs.errors import EpvsError, UsageError
+from bids_epvs.models import load
 from bids_epvs.records import Scan, Transform
 from bids_epvs.settings import Settings
 
@@ -92,6 +95,15 @@ def test_what_the_helper_finds_is_read_without_ants():
     program = "import pickle, sys; pickle.loads(bytes.fromhex(sys.argv[1])); assert 'ants' not in sys.modules"
     found = pickle.dumps(Transform((Path("affine.mat"),), (), ()))
     subprocess.run([sys.executable, "-c", program, found.hex()], check=True)
+
+
+def test_the_helper_reads_those_networks_first_that_it_begins_with(tmp_path, monkeypatch):
+    read = []
+    specs = {n: replace(load(n), network=partial(lambda n, file: read.append((n, file)), n)) for n in NAMES[:3]}
+    monkeypatch.setattr(stages, "load", lambda name: specs.get(name) or load(name))
+    mine = tmp_path / "mine.npz"
+    stages._ready_for_methods(Settings(output_dir=tmp_path, models=NAMES, weights={"cnn": mine}))
+    assert read == [("cnn", mine), ("gpunet", None), ("unet", None)], "frangi has none"
 
 
 @pytest.mark.parametrize(("threads", "enough"), [(1, True), (2, False)])
