@@ -184,15 +184,15 @@ def predict(
         The parcellation network and this one; by default the packaged ones.
     """
     first, second = first or parcellation.network(), second or network()
-    coarse, fine, seen = [], [], []
-    for image, found in parcellation.looks(images, to_template, first):
-        to_template = found.to_template
-        left, right = refined(image, to_template, found.fit, found.sides, model=second)
-        coarse.append(found.whole)
+    found, fine = [], []
+    for image, each in parcellation.looks(images, to_template, first):
+        found.append(each)
+        left, right = refined(image, each.to_template, each.fit, each.sides, model=second)
         fine.append(parcellation.merged(left, right, grid().shape[0]))
-        seen.append(found.seen)
-    whole = parcellation.averaged(coarse, seen)
-    near = parcellation.averaged(fine, [_doubled(s[_PLACE]) for s in seen])
+    agreed, used = parcellation.agreeing(found)
+    seen = [found[k].seen for k in used]
+    whole = parcellation.averaged([found[k].whole for k in used], seen)
+    near = parcellation.averaged([fine[k] for k in used], [_doubled(s[_PLACE]) for s in seen])
     whole[_PLACE] = _shared(near)
     clean = parcellation.without_islands(whole, parcellation.outputs())
     near = _without(near, (clean[_PLACE] == 0) & (whole[_PLACE] > 0))
@@ -200,7 +200,8 @@ def predict(
         nib.Nifti1Image(clean, parcellation.grid().affine),
         parcellation.outputs(),
         fine=nib.Nifti1Image(near, grid().affine),
-        to_template=to_template,
+        to_template=found[0].to_template,
+        agreement=agreed,
     )
 
 

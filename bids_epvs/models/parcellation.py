@@ -24,7 +24,7 @@ from scipy import ndimage
 from bids_epvs.models import weights
 from bids_epvs.models.spec import Weights
 from bids_epvs.prepare import atlas
-from bids_epvs.prepare.brain import Parcels
+from bids_epvs.prepare.brain import AGREED, Parcels
 from bids_epvs.prepare.labels import ATLAS_LABELS, mirrored
 from bids_epvs.prepare.resample import resample
 
@@ -395,6 +395,8 @@ FAR_MM, _POSES = 7.0, 3
 """Mean distance in the brain between two poses that calls for another look in the second one, and most such looks."""
 
 
+_SOME_VOXELS = 50
+"""Voxels of a structure in two images together from which it is compared."""
 UNSEEN = 0.02
 """Weight of an image in the mean of several where it does not reach."""
 
@@ -495,6 +497,15 @@ def look_for_pose(image: Nifti1Image, to_template: np.ndarray, model: keras.Mode
     return found
 
 
+def agreement(first: Look, other: Look) -> float:
+    """Mean Dice of `LANDMARKS` found in two images, where both were imaged; 0 where there is nothing to compare."""
+    both = first.seen & other.seen
+    one, two = (_landmarks(found.whole)[both] for found in (first, other))
+    total = one.sum(axis=0) + two.sum(axis=0)
+    there = total > _SOME_VOXELS
+    return float(np.mean(2 * np.minimum(one, two).sum(axis=0)[there] / total[there])) if there.any() else 0.0
+
+
 def looks(
     images: Iterable[Nifti1Image], to_template: np.ndarray, model: keras.Model
 ) -> Iterator[tuple[Nifti1Image, Look]]:
@@ -503,6 +514,12 @@ def looks(
         found = look(image, to_template, model) if number else look_for_pose(image, to_template, model)
         to_template = found.to_template
         yield image, found
+
+
+def agreeing(found: Sequence[Look]) -> tuple[tuple[float, ...], list[int]]:
+    """`agreement` of each image with the first, and the numbers of those that are used."""
+    each = (1.0, *(agreement(found[0], other) for other in found[1:]))
+    return each, [k for k, value in enumerate(each) if value >= AGREED]
 
 
 def apart(first: np.ndarray, second: np.ndarray) -> float:
@@ -523,7 +540,8 @@ def predict(images: Iterable[Nifti1Image], to_template: np.ndarray, *, model: ke
     Parameters
     ----------
     images : iterable of Nifti1Image
-        At least one; bias-corrected, on grids of their own in one space; their probabilities are averaged.
+        At least one; bias-corrected, on grids of their own in one space; their probabilities are averaged. One in which
+        structures lie elsewhere than in the first is left out (`AGREED`).
     to_template : ndarray
         4 x 4, millimetres of the images to ICBM152 millimetres (affine); see `look_for_pose`.
     model : keras.Model, optional
@@ -531,8 +549,10 @@ def predict(images: Iterable[Nifti1Image], to_template: np.ndarray, *, model: ke
     """
     model = model or network()
     found = [each for _, each in looks(images, to_template, model)]
-    clean = without_islands(averaged([f.whole for f in found], [f.seen for f in found]), outputs())
-    return Parcels(nib.Nifti1Image(clean, grid().affine), outputs(), to_template=found[0].to_template)
+    agreed, used = agreeing(found)
+    clean = without_islands(averaged([found[k].whole for k in used], [found[k].seen for k in used]), outputs())
+    image = nib.Nifti1Image(clean, grid().affine)
+    return Parcels(image, outputs(), to_template=found[0].to_template, agreement=agreed)
 
 
 def averaged(volumes: Sequence[np.ndarray], seen: Sequence[np.ndarray]) -> np.ndarray:

@@ -58,6 +58,9 @@ LAKES, SOLID = (FLUID, 3, 42), (2, 41, 10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 2
 SURE = 0.7
 """Probability of white matter and nuclei by the network that intensities cannot overrule; chosen on sub-03 of
 ``make demo``, where EPVS voxels inside regions rose from 0.60 to 0.69 (``benchmarks/coverage.py``)."""
+AGREED = 0.6
+"""Least mean Dice of the structures of a sequence with those of the first (`Parcels.agreement`): below, their
+alignment failed, or the network cannot read the sequence."""
 COVERED = 0.98
 """Least share of the white matter and nuclei of the first sequence that another one must show to be looked at with it
 on the grid of the scan."""
@@ -98,12 +101,15 @@ class Parcels:
         The same with smaller voxels, of a part of the head; there it is what counts.
     to_template : ndarray
         4 x 4, millimetres of the images to template millimetres: the pose it was brought into.
+    agreement : tuple of float
+        Of each image: mean Dice of its structures with those found in the first; below `AGREED` it was not used.
     """
 
     probability: Nifti1Image
     labels: tuple[int, ...]
     fine: Nifti1Image | None = None
     to_template: np.ndarray = field(default_factory=lambda: np.eye(4))
+    agreement: tuple[float, ...] = ()
 
     def expected_dice(self) -> dict[int, float]:
         """Dice of each structure with a truth drawn from the probabilities: a quality score, 1 where all is certain.

@@ -43,6 +43,10 @@ CUT_MM2, PART_MM2 = 2000.0, 20.0
 STRONG_BIAS = 2.5
 LOW_CONTRAST = 8.0
 """Standard deviations of white matter between it and fluid, below which a T2w is called noisy; 15 is usual."""
+ASTRAY = (
+    "structures in the {0} lie elsewhere than in the {1} (mean Dice {2:.2f}): their alignment failed, or the {0} is "
+    "unusual; it was not used for the regions, and methods that read it may err"
+)
 NO_T2W = "there is no T2w: EPVS are looked for on the {}, where far fewer can be seen and fewer of those found are EPVS"
 
 
@@ -156,6 +160,7 @@ def prepare(
     csf, level = _fluid(base, anatomy.labels, dark=reference != "T2w")
     first = noise_note(level) if reference == "T2w" else (NO_T2W.format(reference),)
     notes = (*first, *quality_notes(alignment, variation, anatomy, inside, spacing, sure))
+    notes += tuple(ASTRAY.format(name, reference, value) for name, value in session.astray.items())
     session.arrive()
     return Result(
         session.aligned, anatomy, inside, csf, to_template, slices, session.transforms, alignment, sure, notes
@@ -174,6 +179,8 @@ class _Sequences:
         Images that have arrived, by name; the reference first.
     transforms : dict
         Rigid transforms of those that are not the reference.
+    astray : dict
+        Sequences whose structures lie elsewhere than those of the reference: their `brain.Parcels.agreement`.
     """
 
     def __init__(self, images: Mapping[str, Nifti1Image], work_dir: Path, helper: Executor | None) -> None:
@@ -191,6 +198,7 @@ class _Sequences:
         self.aligned: dict[str, Nifti1Image] = {}
         self.transforms: dict[str, Transform] = {}
         self.by_tissues: Callable[[Nifti1Image], Nifti1Image] | None = None
+        self.astray: dict[str, float] = {}
         self._begin(self.needed)
 
     def first(self) -> tuple[Nifti1Image, float]:
@@ -217,7 +225,7 @@ class _Sequences:
 
     def contrasts(self, names: Sequence[str] = REFERENCES) -> list[Nifti1Image]:
         """The images in which anatomy is looked for, those of some sequences, on the grid of the reference."""
-        found = [n for n in self.needed if n in names]
+        found = [n for n in self.needed if n in names and n not in self.astray]
         self.arrive(found)
         return [self.aligned[n] for n in found]
 
@@ -265,6 +273,8 @@ def _by_network(
 ) -> tuple[brain.Anatomy, register.Alignment, Mapping[str, float]]:
     """Anatomy from networks, the alignment with a deformation where wanted, and `confidence`."""
     parcels = parcellate(session.native(), alignment.to_template)
+    each = dict(zip(session.needed, parcels.agreement, strict=False))
+    session.astray = {name: value for name, value in each.items() if value < brain.AGREED}
     if not np.array_equal(parcels.to_template, alignment.to_template):
         logger.info("preparation 4: pose corrected by the structures that were found")
         base = session.aligned[session.reference]

@@ -6,8 +6,9 @@ import pytest
 from scipy import ndimage
 
 from bids_epvs.models import parcellation
-from bids_epvs.prepare import brain, session
+from bids_epvs.prepare import ants, brain, session
 from bids_epvs.prepare.register import Alignment
+from bids_epvs.records import REFERENCES
 
 EVERYWHERE = np.ones(parcellation.SHAPE, bool)
 
@@ -76,6 +77,52 @@ def test_it_looks_again_only_where_structures_lie_far_and_as_long_as_it_gets_sur
     assert len(looks) == (2 if off == 8 else 1)
 
 
+def found_in(whole, seen=EVERYWHERE):
+    return parcellation.Look(np.eye(4), None, None, whole, seen)
+
+
+def test_an_image_whose_structures_lie_elsewhere_is_not_used(atlas, monkeypatch):
+    there, near, far = found_in(atlas), found_in(moved(atlas, (0, 2, 0))), found_in(moved(atlas, (0, 8, 0)))
+    agreed, used = parcellation.agreeing([there, far, near, there])
+    assert used == [0, 2, 3]
+    assert agreed[0] == 1
+    assert agreed[3] == pytest.approx(1, abs=1e-5)
+    assert agreed[1] < brain.AGREED < agreed[2]
+    monkeypatch.setattr(parcellation, "looks", lambda images, pose, model: [(None, there), (None, far)])
+    parcels = parcellation.predict([None, None], np.eye(4), model="a network")
+    assert np.array_equal(parcels.probability.dataobj, parcellation.without_islands(atlas, parcellation.outputs()))
+    assert parcels.agreement == agreed[:2]
+
+
+def test_images_are_compared_where_both_show_something(atlas):
+    upper = EVERYWHERE.copy()
+    upper[:, :, :40] = False
+    part = found_in(atlas * upper[..., None], upper)
+    assert parcellation.agreement(found_in(atlas), part) == pytest.approx(1, abs=1e-5)
+    assert parcellation.agreement(found_in(atlas, ~upper), part) == 0
+
+
+def test_a_sequence_that_lies_elsewhere_stays_out_of_the_anatomy_and_is_warned_of(atlas, tmp_path, monkeypatch):
+    parcels = brain.Parcels(
+        nib.Nifti1Image(atlas, parcellation.grid().affine), parcellation.outputs(), agreement=(1.0, 0.41, 0.8)
+    )
+    images = {n: nib.Nifti1Image(np.ones((20, 20, 20), np.float32), np.diag([9, 9, 9, 1])) for n in REFERENCES}
+    monkeypatch.setattr(session, "_correct", lambda path: 1.0)
+    monkeypatch.setattr(session, "_correct_and_align", lambda path, reference: ants.identity(path.parent))
+    monkeypatch.setattr(session.bias, "even", lambda image, **_: image)
+    given = session._Sequences(images, tmp_path, None)
+    given.first()
+    seen = []
+    monkeypatch.setattr(brain, "from_parcels", lambda images, *_, **__: seen.extend(images))
+    pose = Alignment(None, np.eye(4), stripped=False, similarity=0.1, margin=2)
+    session._by_network(given, pose, lambda images, _: parcels, None, deformable=False)
+    assert [i is given.aligned[n] for i, n in zip(seen, ("T2w", "FLAIR"), strict=True)] == [True, True]
+    assert given.astray == {"T1w": 0.41}
+    given.arrive()
+    assert set(given.aligned) == set(REFERENCES), "the methods have it still"
+    assert "the T1w lie elsewhere than in the T2w (mean Dice 0.41)" in session.ASTRAY.format("T1w", "T2w", 0.412)
+
+
 def test_the_corrected_pose_is_that_of_the_session(atlas, tmp_path, monkeypatch):
     better = shift((0, 5, 0))
     parcels = brain.Parcels(nib.Nifti1Image(atlas, parcellation.grid().affine), parcellation.outputs())
@@ -96,6 +143,4 @@ def test_the_corrected_pose_is_that_of_the_session(atlas, tmp_path, monkeypatch)
     assert len(seen) == 2
     assert alignment.stripped
     assert alignment.margin != 0.5
-    from bids_epvs.prepare import ants
-
     assert np.allclose(ants.linear_matrix(alignment.transform), better, atol=1e-4)
