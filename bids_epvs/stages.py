@@ -28,7 +28,7 @@ from bids_epvs.models.spec import ModelSpec
 from bids_epvs.prepare.regions import NAMES, REGIONS
 from bids_epvs.prepare.resample import canonical, thickness, to_canonical, to_native, voxel_spacing
 from bids_epvs.prepare.template import SPACE
-from bids_epvs.records import REFERENCES, Prediction, Prepared, Scan
+from bids_epvs.records import SHOWING, Prediction, Prepared, Scan
 from bids_epvs.report import boilerplate, subject
 from bids_epvs.report.subject import View
 from bids_epvs.settings import Settings
@@ -201,10 +201,8 @@ def _sources(scan: Scan, settings: Settings, *names: str) -> list[str]:
 
 def _looked_at(scan: Scan, settings: Settings) -> list[str]:
     """Sequences in which `prepare` looks for brain and regions, that of the grid first."""
-    names: tuple[str, ...] = REFERENCES if settings.regions_from == "network" else ("T2w", "T1w")
-    if find_segmentation(scan, settings.derivatives):
-        names = ()
-    return list(dict.fromkeys([scan.reference, *(n for n in names if n in scan.files)]))
+    further = () if find_segmentation(scan, settings.derivatives) else SHOWING
+    return list(dict.fromkeys([scan.reference, *(n for n in further if n in scan.files)]))
 
 
 def _write_preparation(

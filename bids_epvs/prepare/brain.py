@@ -647,7 +647,7 @@ def covering(images: Sequence[Nifti1Image], prior: np.ndarray) -> list[Nifti1Ima
     images : sequence of Nifti1Image
         On one grid.
     prior : ndarray
-        (X, Y, Z, ATLAS_LABELS) on it. Solid tissue counts; fluid can be 0 in a whole FLAIR.
+        (X, Y, Z, ATLAS_LABELS) on it. Solid tissue counts; fluid can be 0 in a whole T1w.
     """
     inside = prior[..., np.isin(_INDICES, SOLID)].sum(axis=-1) > SURE
     inside &= np.asarray(images[0].dataobj) > 0
@@ -668,7 +668,7 @@ def from_parcels(
     Parameters
     ----------
     images : sequence of Nifti1Image
-        T2w first, then T1w and FLAIR where present; one grid, canonical frame, bias-corrected; see `covering`.
+        T2w first, then T1w where present; one grid, canonical frame, bias-corrected; see `covering`.
     parcels : Parcels
     to_template : ndarray
         4 x 4, millimetres of the scan to those of `parcels`.

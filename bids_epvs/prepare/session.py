@@ -17,7 +17,7 @@ from nibabel.nifti1 import Nifti1Image
 from bids_epvs.prepare import atlas, bias, brain, intensity, regions, register
 from bids_epvs.prepare.labels import mirrored
 from bids_epvs.prepare.resample import canonical, canonical_to_world, face_areas, resample, voxel_spacing
-from bids_epvs.records import REFERENCES, Transform, reference_of
+from bids_epvs.records import SHOWING, Transform, reference_of
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def prepare(
         found = _by_network(session, alignment, parcellate, outline, deformable=registration == "deformable")
         anatomy, alignment, sure = found
     else:
-        anatomy = brain.from_atlas(session.contrasts((reference, "T2w", "T1w")), alignment)
+        anatomy = brain.from_atlas(session.contrasts(), alignment)
     if settled:
         settled(alignment)
     base = session.aligned[reference]
@@ -187,7 +187,7 @@ class _Sequences:
         self.reference, self.helper, self.work_dir = reference_of(images), helper, work_dir
         native = images[self.reference]
         self.kept = {self.reference: _put(work_dir / "reference.npz", canonical(native))}
-        self.needed = [n for n in REFERENCES if n in images]
+        self.needed = [n for n in dict.fromkeys((self.reference, *SHOWING)) if n in images]
         self.others = sorted((n for n in images if n != self.reference), key=[*self.needed, *images].index)
         self.kept |= {n: _put(work_dir / n / "image.npz", in_frame(images[n], native)) for n in self.others}
         self.variation = begun(helper, _correct, self.kept[self.reference])
@@ -223,9 +223,9 @@ class _Sequences:
             self.moving[name] = begun(self.helper, _move, self.kept[name], self.kept[self.reference], transform)
         return self.transforms[name]
 
-    def contrasts(self, names: Sequence[str] = REFERENCES) -> list[Nifti1Image]:
-        """The images in which anatomy is looked for, those of some sequences, on the grid of the reference."""
-        found = [n for n in self.needed if n in names and n not in self.astray]
+    def contrasts(self) -> list[Nifti1Image]:
+        """The images in which anatomy is looked for, on the grid of the reference, without those that are `astray`."""
+        found = [n for n in self.needed if n not in self.astray]
         self.arrive(found)
         return [self.aligned[n] for n in found]
 

@@ -51,7 +51,7 @@ def methods(settings: Settings) -> str:
     if settings.regions_from == "network":
         degree = bias.DEGREE
         anatomy = (
-            f"Brain, tissues and regions were found in the T2w, T1w and FLAIR of a session, each at its own resolution "
+            f"Brain, tissues and regions were found in the T2w and T1w of a session, each at its own resolution "
             f"(mean of their probabilities), by a 3-D U-Net on a 2 mm grid, trained on simulated contrasts of "
             f"label maps of real people (after Billot et al.), in the pose of ICBM152 2009a symmetric (ANTs, {warp}; "
             f"corrected by the centres of these structures where they lay more than {FAR_MM:g} mm from the atlas's), "

@@ -12,7 +12,7 @@ from bids_epvs.settings import Settings
 @pytest.mark.parametrize(
     ("source", "given", "expected"),
     [
-        ("network", ("T2w", "T1w", "FLAIR", "SWI"), ["T2w", "T1w", "FLAIR"]),
+        ("network", ("T2w", "T1w", "FLAIR", "SWI"), ["T2w", "T1w"]),
         ("network", ("FLAIR", "SWI"), ["FLAIR"]),
         ("atlas", ("T2w", "T1w", "FLAIR"), ["T2w", "T1w"]),
         ("segmentation", ("T2w", "T1w", "FLAIR"), ["T2w"]),
