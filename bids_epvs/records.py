@@ -22,9 +22,9 @@ GRADES = 5
 REFERENCES = ("T2w", "T1w", "FLAIR")
 """Sequences whose grid results may lie on; the first one that a session has."""
 SHOWING = ("T2w", "T1w")
-"""Sequences in which brain and regions are looked for, beside the reference. A FLAIR with slices of 5 mm was tried (head
-05, a script that is not in the project): better nuclei (pallidum with accumbens 0.78 to 0.81 on a T2w of 5 mm), but worse
-white matter (0.852 to 0.845; on a T2w of 1 mm 0.846 to 0.814) and hippocampus."""
+"""Sequences in which brain and regions are looked for, beside the reference. A FLAIR with slices of 5 mm was tried
+(head 05, a script that is not in the project): better nuclei (pallidum with accumbens 0.78 to 0.81 on a T2w of 5 mm),
+but worse white matter (0.852 to 0.845; on a T2w of 1 mm 0.846 to 0.814) and hippocampus."""
 
 
 def reference_of(names: Iterable[str]) -> str:
