@@ -517,7 +517,15 @@ def looks(
 
 
 def agreeing(found: Sequence[Look]) -> tuple[tuple[float, ...], list[int]]:
-    """`agreement` of each image with the first, and the numbers of those that are used."""
+    """`agreement` of each image with the first, and the numbers of those that are used.
+
+    Raises
+    ------
+    ValueError
+        There is none.
+    """
+    if not found:
+        raise ValueError("expected at least one image, received none")
     each = (1.0, *(agreement(found[0], other) for other in found[1:]))
     return each, [k for k, value in enumerate(each) if value >= AGREED]
 
@@ -565,14 +573,7 @@ def averaged(volumes: Sequence[np.ndarray], seen: Sequence[np.ndarray]) -> np.nd
     seen : sequence of ndarray of bool
         Voxels that each image covers, (X, Y, Z). Where some do and others do not, those that do are asked (the others
         count with `UNSEEN`, since what they say there is little more than the atlas).
-
-    Raises
-    ------
-    ValueError
-        There is none.
     """
-    if not volumes:
-        raise ValueError("expected at least one image, received none")
     if len(volumes) == 1:
         return volumes[0]
     weights = [np.where(own, np.float32(1), np.float32(UNSEEN))[..., None] for own in seen]

@@ -184,7 +184,7 @@ def test_where_one_image_ends_the_other_is_asked():
     np.testing.assert_allclose(parcellation.averaged([first, second], [~everywhere, ~everywhere]), 0.4, atol=1e-6)
     assert parcellation.averaged([second], [seen]) is second
     with pytest.raises(ValueError, match="at least one"):
-        parcellation.averaged([], [])
+        parcellation.agreeing([])
 
 
 def test_islands_go_and_their_place_is_filled():
