@@ -239,12 +239,15 @@ class _Sequences:
 
         for name in self.needed:
             if name == self.reference:
-                yield self.aligned[name]
-                continue
-            back = np.linalg.inv(ants.linear_matrix(self._transform(name)))
-            image = _got(self.kept[name])
-            image = nib.Nifti1Image(image.dataobj, back @ image.affine)
-            yield self.by_tissues(image) if self.by_tissues else image
+                image = self.aligned[name]
+            else:
+                back = np.linalg.inv(ants.linear_matrix(self._transform(name)))
+                image = _got(self.kept[name])
+                image = nib.Nifti1Image(image.dataobj, back @ image.affine)
+                image = self.by_tissues(image) if self.by_tissues else image
+            if name == self.needed[-1]:
+                self.rest()
+            yield image
 
     def arrive(self, names: Sequence[str] | None = None) -> None:
         """Wait for some sequences, or for all."""
@@ -280,14 +283,12 @@ def _by_network(
         base = session.aligned[session.reference]
         alignment = register.posed(base, alignment, parcels.to_template, work_dir=session.work_dir / "pose")
     if not deformable:
-        session.rest()
         session.even_out(brain.tissues(parcels), alignment.to_template)
         anatomy = brain.from_parcels(session.contrasts(), parcels, alignment.to_template, outline=outline)
         return anatomy, alignment, confidence(parcels)
     look = brain.structure_look(parcels)
     kept = _put(session.work_dir / "structures" / "look.npz", look)
     warp = begun(session.helper, _deform, kept)
-    session.rest()
     session.even_out(brain.tissues(parcels), alignment.to_template)
     anatomy = brain.from_parcels(
         session.contrasts(),
