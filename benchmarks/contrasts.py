@@ -108,7 +108,7 @@ def main() -> None:
         best = [perfect(*head, middle) for head in heads]
         for name in (n for n in images if n != "T2w"):
             with tempfile.TemporaryDirectory() as work:
-                transform = register.onto(base, in_frame(images[name], native), work_dir=Path(work))
+                _, transform = register.onto(base, in_frame(images[name], native), work_dir=Path(work))
                 own = nib.Nifti1Image(to_native(found[name][0], images[name]).astype(np.float32), images[name].affine)
                 moved = ants.apply(in_frame(own, native), base, transform, interpolation="genericLabel")
             other = moved_to_middle(in_frame(images[name], native), base)

@@ -44,7 +44,7 @@ def main() -> None:
         step = {}
         for first, second in permutations(images, 2):
             with tempfile.TemporaryDirectory() as work:
-                transform = register.onto(images[first], images[second], work_dir=Path(work))
+                _, transform = register.onto(images[first], images[second], work_dir=Path(work))
                 step[first, second] = ants.linear_matrix(transform)
         ways = [(*way, way[0]) for number in (2, 3) for way in permutations(images, number)]
         for way in ways:

@@ -37,6 +37,16 @@ def reference_of(names: Iterable[str]) -> str:
     return next(name for name in REFERENCES if name in present)
 
 
+def shown_in(names: Iterable[str]) -> list[str]:
+    """The sequences in which brain and regions are looked for, that of the grid first.
+
+    >>> shown_in(["FLAIR", "T1w", "T2w", "SWI"]), shown_in(["FLAIR", "SWI"])
+    (['T2w', 'T1w'], ['FLAIR'])
+    """
+    present = set(names)
+    return [n for n in dict.fromkeys((reference_of(present), *SHOWING)) if n in present]
+
+
 @dataclass(frozen=True)
 class Scan:
     """The images of one subject and session that the filters chose.

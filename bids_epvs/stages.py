@@ -28,7 +28,7 @@ from bids_epvs.models.spec import ModelSpec
 from bids_epvs.prepare.regions import NAMES, REGIONS
 from bids_epvs.prepare.resample import canonical, thickness, to_canonical, to_native, voxel_spacing
 from bids_epvs.prepare.template import SPACE
-from bids_epvs.records import SHOWING, Prediction, Prepared, Scan
+from bids_epvs.records import Prediction, Prepared, Scan, shown_in
 from bids_epvs.report import boilerplate, subject
 from bids_epvs.report.subject import View
 from bids_epvs.settings import Settings
@@ -201,8 +201,7 @@ def _sources(scan: Scan, settings: Settings, *names: str) -> list[str]:
 
 def _looked_at(scan: Scan, settings: Settings) -> list[str]:
     """Sequences in which `prepare` looks for brain and regions, that of the grid first."""
-    further = () if find_segmentation(scan, settings.derivatives) else SHOWING
-    return list(dict.fromkeys([scan.reference, *(n for n in further if n in scan.files)]))
+    return [scan.reference] if find_segmentation(scan, settings.derivatives) else shown_in(scan.files)
 
 
 def _write_preparation(

@@ -649,6 +649,8 @@ def covering(images: Sequence[Nifti1Image], prior: np.ndarray) -> list[Nifti1Ima
     prior : ndarray
         (X, Y, Z, ATLAS_LABELS) on it. Solid tissue counts; fluid can be 0 in a whole T1w.
     """
+    if len(images) == 1:
+        return [*images]
     inside = prior[..., np.isin(_INDICES, SOLID)].sum(axis=-1) > SURE
     inside &= np.asarray(images[0].dataobj) > 0
     least = COVERED * np.count_nonzero(inside)

@@ -294,8 +294,8 @@ def _explained(image: Nifti1Image, head: np.ndarray, to_template: np.ndarray) ->
     return float(np.sqrt(max(0.0, 1 - rest.var() / max(values.var(), 1e-12)))) * covered, covered
 
 
-def onto(reference: Nifti1Image, image: Nifti1Image, *, work_dir: Path) -> Transform:
-    """The rigid transform between the reference (fixed) and another sequence of the session.
+def onto(reference: Nifti1Image, image: Nifti1Image, *, work_dir: Path) -> tuple[Nifti1Image, Transform]:
+    """Another sequence of the session, resampled rigidly onto the grid of the reference (cubic B-spline).
 
     First by the whole head, which finds it from afar, then by what lies `INSIDE_MM` below the skin: fat lies elsewhere
     in each sequence (chemical shift), and jaw and neck move.
@@ -313,15 +313,9 @@ def onto(reference: Nifti1Image, image: Nifti1Image, *, work_dir: Path) -> Trans
         apart = _moved(inside, ants.linear_matrix(transform), ants.linear_matrix(near))
         logger.debug("the inside of the head moves by %.1f mm", apart)
         transform = near if apart < ASTRAY_MM else transform
-    return transform
-
-
-def moved(image: Nifti1Image, reference: Nifti1Image, transform: Transform) -> Nifti1Image:
-    """A sequence on the grid of the reference (cubic B-spline), by `onto`; its values stay within what they were."""
-    from bids_epvs.prepare import ants
-
+    data = np.asarray(image.dataobj)
     out = np.asarray(ants.apply(image, reference, transform, interpolation="bSpline").dataobj)
-    return nib.Nifti1Image(np.clip(out, 0, float(np.asarray(image.dataobj).max())), reference.affine)
+    return nib.Nifti1Image(np.clip(out, 0, float(data.max())), reference.affine), transform
 
 
 def inner_head(image: Nifti1Image) -> Nifti1Image:

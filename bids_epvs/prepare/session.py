@@ -17,7 +17,7 @@ from nibabel.nifti1 import Nifti1Image
 from bids_epvs.prepare import atlas, bias, brain, intensity, regions, register
 from bids_epvs.prepare.labels import mirrored
 from bids_epvs.prepare.resample import canonical, canonical_to_world, face_areas, resample, voxel_spacing
-from bids_epvs.records import SHOWING, Transform, reference_of
+from bids_epvs.records import Transform, reference_of, shown_in
 
 logger = logging.getLogger(__name__)
 
@@ -135,8 +135,6 @@ def prepare(
     logger.info("preparation 3: template to %s (%s)", reference, kind)
     alignment = register.template_to(base, kind=kind, work_dir=work_dir / "template")
     session.even_out(atlas.tissues(), alignment.to_template, bias.DEGREE_BY_ATLAS)
-    if segmentation is not None or not parcellate:
-        session.rest()
     logger.info("preparation 4: brain, tissues and labels")
     sure: Mapping[str, float] = {}
     if segmentation is not None:
@@ -170,8 +168,7 @@ def prepare(
 class _Sequences:
     """The sequences of a session, bias-corrected and brought onto the grid of the reference.
 
-    Work begins at once, in the other process where there is one, on those that the networks wait for; on the others
-    when `rest` says so.
+    Work begins at once, in the other process where there is one: those first that the networks wait for.
 
     Attributes
     ----------
@@ -187,19 +184,17 @@ class _Sequences:
         self.reference, self.helper, self.work_dir = reference_of(images), helper, work_dir
         native = images[self.reference]
         self.kept = {self.reference: _put(work_dir / "reference.npz", canonical(native))}
-        self.needed = [n for n in dict.fromkeys((self.reference, *SHOWING)) if n in images]
-        self.others = sorted((n for n in images if n != self.reference), key=[*self.needed, *images].index)
-        self.kept |= {n: _put(work_dir / n / "image.npz", in_frame(images[n], native)) for n in self.others}
+        self.needed = shown_in(images)
+        others = sorted((n for n in images if n != self.reference), key=[*self.needed, *images].index)
+        self.kept |= {n: _put(work_dir / n / "image.npz", in_frame(images[n], native)) for n in others}
         self.variation = begun(helper, _correct, self.kept[self.reference])
-        if self.others:
-            logger.info("preparation 2: %s to %s (rigid)", " and ".join(self.others), self.reference)
-        self.coming: dict[str, Future[Transform]] = {}
-        self.moving: dict[str, Future[None]] = {}
+        if others:
+            logger.info("preparation 2: %s to %s (rigid)", " and ".join(others), self.reference)
+        self.coming = {n: begun(helper, _correct_and_align, self.kept[n], self.kept[self.reference]) for n in others}
         self.aligned: dict[str, Nifti1Image] = {}
         self.transforms: dict[str, Transform] = {}
         self.by_tissues: Callable[[Nifti1Image], Nifti1Image] | None = None
         self.astray: dict[str, float] = {}
-        self._begin(self.needed)
 
     def first(self) -> tuple[Nifti1Image, float]:
         """The corrected reference and how much its field varies."""
@@ -207,20 +202,10 @@ class _Sequences:
         base = self.aligned[self.reference] = _got(self.kept[self.reference])
         return base, variation
 
-    def rest(self) -> None:
-        """Begin with the sequences that the networks do not wait for."""
-        self._begin(self.others)
-
-    def _begin(self, names: Sequence[str]) -> None:
-        reference = self.kept[self.reference]
-        for name in (n for n in names if n in self.others and n not in {**self.coming, **self.transforms}):
-            self.coming[name] = begun(self.helper, _correct_and_align, self.kept[name], reference)
-
     def _transform(self, name: str) -> Transform:
-        """The transform of another sequence, waited for if need be; then it is moved to the grid of the reference."""
+        """The transform of another sequence, waited for if need be."""
         if name in self.coming:
-            transform = self.transforms[name] = self.coming.pop(name).result()
-            self.moving[name] = begun(self.helper, _move, self.kept[name], self.kept[self.reference], transform)
+            self.transforms[name] = self.coming.pop(name).result()
         return self.transforms[name]
 
     def contrasts(self) -> list[Nifti1Image]:
@@ -237,27 +222,18 @@ class _Sequences:
         """
         from bids_epvs.prepare import ants
 
-        for name in self.needed:
-            if name == self.reference:
-                image = self.aligned[name]
-            else:
-                back = np.linalg.inv(ants.linear_matrix(self._transform(name)))
-                image = _got(self.kept[name])
-                image = nib.Nifti1Image(image.dataobj, back @ image.affine)
-                image = self.by_tissues(image) if self.by_tissues else image
-            if name == self.needed[-1]:
-                self.rest()
-            yield image
+        yield self.aligned[self.reference]
+        for name in (n for n in self.needed if n != self.reference):
+            back = np.linalg.inv(ants.linear_matrix(self._transform(name)))
+            image = _got(_own(self.kept[name]))
+            image = nib.Nifti1Image(image.dataobj, back @ image.affine)
+            yield self.by_tissues(image) if self.by_tissues else image
 
     def arrive(self, names: Sequence[str] | None = None) -> None:
         """Wait for some sequences, or for all."""
-        wanted = [n for n in (self.kept if names is None else names) if n not in self.aligned]
-        self._begin(wanted)
-        for name in wanted:
+        for name in [n for n in (self.kept if names is None else names) if n not in self.aligned]:
             self._transform(name)
-        for name in wanted:
-            self.moving.pop(name).result()
-            image = _got(_moved(self.kept[name]))
+            image = _got(self.kept[name])
             self.aligned[name] = self.by_tissues(image) if self.by_tissues else image
 
     def even_out(self, tissues: Nifti1Image, to_template: np.ndarray, degree: int = bias.DEGREE) -> None:
@@ -341,18 +317,20 @@ def _correct(path: Path) -> float:
 
 
 def _correct_and_align(path: Path, reference: Path) -> Transform:
-    """`_correct` of a kept image, in its place, and `register.onto`; the reference has been corrected."""
+    """`_correct` and `register.onto` of a kept image, in its place; the reference has been corrected.
+
+    The corrected image stays beside it (`_own`).
+    """
     _correct(path)
-    return register.onto(_got(reference), _got(path), work_dir=path.parent)
+    path.replace(_own(path))
+    moved, transform = register.onto(_got(reference), _got(_own(path)), work_dir=path.parent)
+    _put(path, moved)
+    return transform
 
 
-def _move(path: Path, reference: Path, transform: Transform) -> None:
-    """`register.moved` of a kept image, beside it."""
-    _put(_moved(path), register.moved(_got(path), _got(reference), transform))
-
-
-def _moved(path: Path) -> Path:
-    return path.with_name("moved.npz")
+def _own(path: Path) -> Path:
+    """Where a sequence is kept on the grid it was acquired on."""
+    return path.with_name("own.npz")
 
 
 def _deform(look: Path) -> Transform:

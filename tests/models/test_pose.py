@@ -108,7 +108,7 @@ def test_a_sequence_that_lies_elsewhere_stays_out_of_the_anatomy_and_is_warned_o
     )
     images = {n: nib.Nifti1Image(np.ones((20, 20, 20), np.float32), np.diag([9, 9, 9, 1])) for n in REFERENCES}
     monkeypatch.setattr(session, "_correct", lambda path: 1.0)
-    monkeypatch.setattr(session, "_correct_and_align", lambda path, reference: ants.identity(path.parent))
+    monkeypatch.setattr(session.register, "onto", lambda _, image, work_dir: (image, ants.identity(work_dir)))
     monkeypatch.setattr(session.bias, "even", lambda image, **_: image)
     given = session._Sequences(images, tmp_path, None)
     given.first()

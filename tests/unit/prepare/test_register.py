@@ -173,15 +173,15 @@ def test_a_sequence_is_aligned_by_the_brain_where_its_scalp_lies_elsewhere(tmp_p
     data = np.asarray(t1w.dataobj)
     scalp = ndimage.shift(data, (0, 0.8, 0), order=1)  # 1.6 mm further forward
     shifted = nib.Nifti1Image(np.where(inside, data, scalp), t1w.affine)
-    transform = register.onto(t2w, shifted, work_dir=tmp_path)
+    _, transform = register.onto(t2w, shifted, work_dir=tmp_path)
     assert np.linalg.norm((ants.linear_matrix(transform) @ [*CENTRE, 1])[:3] - CENTRE) < 0.08  # whole heads: 0.17
 
 
 def test_an_alignment_of_the_inside_that_goes_astray_is_not_used(tmp_path, rng, monkeypatch):
     image = head("T2w noisy", rng)
-    near = register.onto(image, image, work_dir=tmp_path / "near")
+    _, near = register.onto(image, image, work_dir=tmp_path / "near")
     monkeypatch.setattr(register, "ASTRAY_MM", 0.0)
-    kept = register.onto(image, image, work_dir=tmp_path / "kept")
+    _, kept = register.onto(image, image, work_dir=tmp_path / "kept")
     assert {p.parent.name for p in near.forward} == {"inside"}
     assert {p.parent.name for p in kept.forward} == {"head"}
 

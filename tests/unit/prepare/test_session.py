@@ -34,17 +34,20 @@ def ones(*names):
 
 @pytest.fixture
 def steps(tmp_path, monkeypatch):
-    """What is done with which sequence, in order; nothing is moved."""
+    """What is done with which sequence, in order; nothing is corrected, all lie where they should."""
     done = []
+    align = session._correct_and_align
 
-    def align(path, reference):
+    def found(path, reference):
         done.append(("align", path.parent.name))
-        return ants.identity(path.parent)
+        return align(path, reference)
+
+    def still(reference, image, *, work_dir):
+        return image, ants.identity(work_dir)
 
     monkeypatch.setattr(session, "_correct", lambda path: done.append(("correct", path.stem)) or 1.5)
-    monkeypatch.setattr(session, "_correct_and_align", align)
-    move = session._move
-    monkeypatch.setattr(session, "_move", lambda path, *by: done.append(("move", path.parent.name)) or move(path, *by))
+    monkeypatch.setattr(session, "_correct_and_align", found)
+    monkeypatch.setattr(session.register, "onto", still)
     return done
 
 
@@ -73,7 +76,12 @@ def test_anatomy_is_looked_for_where_each_sequence_was_acquired(tmp_path, monkey
     turn[:2, :2] = [[0.8, -0.6], [0.6, 0.8]]
     turn[:3, 3] = 5, -3, 2
     monkeypatch.setattr(session, "_correct", lambda path: 1.0)
-    monkeypatch.setattr(session, "_correct_and_align", lambda path, reference: ants.affine(turn, path.parent))
+
+    def onto(reference, image, *, work_dir):
+        transform = ants.affine(turn, work_dir)
+        return ants.apply(image, reference, transform), transform
+
+    monkeypatch.setattr(session.register, "onto", onto)
     spot = np.zeros((40, 40, 40), np.float32)
     spot[20:23, 11:14, 17:20] = 100.0
     t2w = nib.Nifti1Image(np.ones((40, 40, 10), np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
@@ -103,10 +111,9 @@ class Later(Executor):
         self.waiting.append((done, function, given))
         return done
 
-    def go(self, times=1):
-        for _ in range(times):
-            done, function, given = self.waiting.pop(0)
-            done.set_result(function(*given))
+    def go(self):
+        done, function, given = self.waiting.pop(0)
+        done.set_result(function(*given))
 
 
 def test_the_helper_begins_with_what_is_waited_for_and_each_contrast_is_given_as_it_comes(steps, tmp_path):
@@ -117,20 +124,16 @@ def test_the_helper_begins_with_what_is_waited_for_and_each_contrast_is_given_as
     contrasts = found.native()
     assert next(contrasts).get_fdata().mean() == 1 + NAMES.index("T2w")
     helper.go()
-    assert next(contrasts).get_fdata().mean() == 1 + NAMES.index("T1w"), "before it is moved"
+    assert next(contrasts).get_fdata().mean() == 1 + NAMES.index("T1w"), "before FLAIR"
     assert next(contrasts, None) is None
-    helper.submit(steps.append, ("other", "work"))
-    helper.go(4)
     assert len(found.contrasts()) == 2
+    helper.go()
+    helper.go()
+    found.arrive()
+    assert [name for what, name in steps if what == "align"] == ["T1w", "FLAIR", "SWI"]
+    assert steps[0] == ("correct", "reference")
+    assert list(found.aligned) == ["T2w", "T1w", "FLAIR", "SWI"]
     assert not helper.waiting
-    assert steps == [
-        ("correct", "reference"),
-        ("align", "T1w"),
-        ("move", "T1w"),
-        ("align", "FLAIR"),
-        ("align", "SWI"),
-        ("other", "work"),
-    ]
 
 
 @pytest.mark.parametrize("covered", [True, False])
