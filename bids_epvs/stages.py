@@ -28,7 +28,7 @@ from bids_epvs.models.spec import ModelSpec
 from bids_epvs.prepare.regions import NAMES, REGIONS
 from bids_epvs.prepare.resample import canonical, thickness, to_canonical, to_native, voxel_spacing
 from bids_epvs.prepare.template import SPACE
-from bids_epvs.records import Prediction, Prepared, Scan, shown_in
+from bids_epvs.records import Prediction, Prepared, Scan
 from bids_epvs.report import boilerplate, subject
 from bids_epvs.report.subject import View
 from bids_epvs.settings import Settings
@@ -199,11 +199,6 @@ def _sources(scan: Scan, settings: Settings, *names: str) -> list[str]:
     return [paths.bids_uri(scan.files[n], settings.bids_dir, "raw") for n in names]
 
 
-def _looked_at(scan: Scan, settings: Settings) -> list[str]:
-    """Sequences in which `prepare` looks for brain and regions, that of the grid first."""
-    return [scan.reference] if find_segmentation(scan, settings.derivatives) else shown_in(scan.files)
-
-
 def _write_preparation(
     scan: Scan,
     settings: Settings,
@@ -217,7 +212,7 @@ def _write_preparation(
     files, target = anatomy(scan, settings), transform(scan, settings)
     reference = _sources(scan, settings, scan.reference)[0]
     source = {"Sources": [reference], "SpatialReference": reference, write.KEY: key}
-    anatomy_source = {**source, "Sources": _sources(scan, settings, *_looked_at(scan, settings))}
+    anatomy_source = {**source, "Sources": _sources(scan, settings, *result.looked_at)}
 
     def keep(name: str, path: Path) -> None:
         used = _sources(scan, settings, *dict.fromkeys((name, scan.reference)))
