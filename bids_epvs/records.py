@@ -22,9 +22,10 @@ GRADES = 5
 REFERENCES = ("T2w", "T1w", "FLAIR")
 """Sequences whose grid results may lie on; the first one that a session has."""
 SHOWING = ("T2w", "T1w")
-"""Sequences in which brain and regions are looked for, beside the reference. A FLAIR with slices of 5 mm was tried
-(head 05, a script that is not in the project): better nuclei (pallidum with accumbens 0.78 to 0.81 on a T2w of 5 mm),
-but worse white matter (0.852 to 0.845; on a T2w of 1 mm 0.846 to 0.814) and hippocampus."""
+"""Sequences in which brain and regions may be looked for, beside the reference (not in much larger voxels: see
+`prepare.session.COARSER`). A FLAIR with slices of 5 mm was tried (head 05, a script that is not in the project): better
+nuclei (pallidum with accumbens 0.78 to 0.81 on a T2w of 5 mm), but worse white matter (0.852 to 0.845; on a T2w of 1 mm
+0.846 to 0.814) and hippocampus."""
 
 
 def reference_of(names: Iterable[str]) -> str:
@@ -38,7 +39,7 @@ def reference_of(names: Iterable[str]) -> str:
 
 
 def shown_in(names: Iterable[str]) -> list[str]:
-    """The sequences in which brain and regions are looked for, that of the grid first.
+    """The sequences in which brain and regions may be looked for, that of the grid first.
 
     >>> shown_in(["FLAIR", "T1w", "T2w", "SWI"]), shown_in(["FLAIR", "SWI"])
     (['T2w', 'T1w'], ['FLAIR'])
