@@ -137,7 +137,7 @@ def prepare(
     """
     reference = reference_of(images)
     logger.info("preparation 1: bias field at %g mm", bias.COARSE_MM)
-    session = _Sequences(images, work_dir, helper)
+    session = _Sequences(images, work_dir, helper, segmented=segmentation is not None)
     if helper and meanwhile:
         meanwhile()
     base, variation = session.first()
@@ -181,14 +181,15 @@ def prepare(
         alignment=alignment,
         confidence=sure,
         notes=notes,
-        looked_at=(reference,) if segmentation is not None else tuple(session.looked_at()),
+        looked_at=tuple(session.looked_at()),
     )
 
 
 class _Sequences:
     """The sequences of a session, bias-corrected and brought onto the grid of the reference.
 
-    Work begins at once, in the other process where there is one: those first that the networks wait for.
+    Work begins at once, in the other process where there is one: those first that the networks wait for. If they are
+    `segmented`, anatomy is looked for in none but the reference, on whose grid it lies.
 
     Attributes
     ----------
@@ -200,12 +201,15 @@ class _Sequences:
         Sequences whose structures lie elsewhere than those of the reference: their `brain.Parcels.agreement`.
     """
 
-    def __init__(self, images: Mapping[str, Nifti1Image], work_dir: Path, helper: Executor | None) -> None:
+    def __init__(
+        self, images: Mapping[str, Nifti1Image], work_dir: Path, helper: Executor | None, *, segmented: bool = False
+    ) -> None:
         self.reference, self.helper, self.work_dir = reference_of(images), helper, work_dir
         native = images[self.reference]
         self.kept = {self.reference: _put(work_dir / "reference.npz", canonical(native))}
         most = COARSER * voxel_sizes(native.affine).max() * (1 + 1e-3)
-        self.needed = [n for n in shown_in(images) if voxel_sizes(images[n].affine).max() <= most]
+        shown = [self.reference] if segmented else shown_in(images)
+        self.needed = [n for n in shown if voxel_sizes(images[n].affine).max() <= most]
         others = sorted((n for n in images if n != self.reference), key=[*self.needed, *images].index)
         self.kept |= {n: _put(work_dir / n / "image.npz", in_frame(images[n], native)) for n in others}
         self.variation = begun(helper, _correct, self.kept[self.reference])

@@ -491,6 +491,7 @@ def test_a_given_segmentation_replaces_the_atlas(tmp_path, quick, skeleton):
         assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.85, index
     meta = json.loads((out / "sub-01/anat/sub-01_seg-epvs_dseg.json").read_text())
     assert meta["Atlas"] == "given with -d"
+    assert meta["Sources"] == ["bids:raw:sub-01/anat/sub-01_T2w.nii.gz"]
 
 
 @pytest.mark.slow

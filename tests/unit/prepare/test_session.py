@@ -51,6 +51,23 @@ def steps(tmp_path, monkeypatch):
     return done
 
 
+@pytest.mark.parametrize(
+    ("given", "segmented", "expected"),
+    [
+        (("T2w", "T1w", "FLAIR", "SWI"), False, ["T2w", "T1w"]),
+        (("FLAIR", "SWI"), False, ["FLAIR"]),
+        (("T2w", "T1w", "FLAIR"), False, ["T2w", "T1w"]),
+        (("T2w", "T1w", "FLAIR"), True, ["T2w"]),
+    ],
+)
+def test_anatomy_is_looked_for_in_t2w_and_t1w_unless_it_is_given(steps, tmp_path, given, segmented, expected):
+    found = session._Sequences(ones(*given), tmp_path, None, segmented=segmented)
+    assert found.looked_at() == expected
+    found.first()
+    found.arrive()
+    assert sorted(found.aligned) == sorted(given)
+
+
 def test_a_sequence_is_evened_whenever_it_comes_and_by_what_is_known_then(steps, tmp_path, monkeypatch):
     by: list[tuple[str, int]] = []
 
