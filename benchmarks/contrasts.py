@@ -2,9 +2,11 @@
 
 ``python benchmarks/contrasts.py BIDS OUT.tsv LABELMAP ...`` prepares each sequence of each session by itself, brings
 the regions of T1w and FLAIR onto the T2w (rigid registration of the images, nearest label) and writes the Dice of each
-region. Rows ``perfect, T1w`` and ``perfect, FLAIR`` are the most that two grids of thick slices allow: heads whose
-structures are known (deformed from label maps) lie in the middle of the T2w, and regions of what fills most of each
-voxel of one grid are compared with those of what fills most of the other's (mean Dice of the heads).
+region. Rows ``registered, T1w`` and ``registered, FLAIR``: the image is brought onto the grid of the T2w before its
+regions are looked for (splines), so that the two grids do not count. Rows ``perfect, T1w`` and ``perfect, FLAIR`` are
+the most that two grids of thick slices allow: heads whose structures are known (deformed from label maps) lie in the
+middle of the T2w, and regions of what fills most of each voxel of one grid are compared with those of what fills most
+of the other's (mean Dice of the heads).
 """
 
 from __future__ import annotations
@@ -108,12 +110,18 @@ def main() -> None:
         best = [perfect(*head, middle) for head in heads]
         for name in (n for n in images if n != "T2w"):
             with tempfile.TemporaryDirectory() as work:
-                _, transform = register.onto(base, in_frame(images[name], native), work_dir=Path(work))
+                image, transform = register.onto(base, in_frame(images[name], native), work_dir=Path(work))
                 own = nib.Nifti1Image(to_native(found[name][0], images[name]).astype(np.float32), images[name].affine)
                 moved = ants.apply(in_frame(own, native), base, transform, interpolation="genericLabel")
             other = moved_to_middle(in_frame(images[name], native), base)
             carried = [resample(perfect(*head, other), middle, order=0) for head in heads]
-            ways = {name: overlap([found["T2w"][0]], [moved]), f"perfect, {name}": overlap(map(array, best), carried)}
+            with tempfile.TemporaryDirectory() as work:
+                result = prepare({name: image}, work_dir=Path(work), **networks)
+            ways = {
+                name: overlap([found["T2w"][0]], [moved]),
+                f"registered, {name}": overlap([found["T2w"][0]], [nib.Nifti1Image(result.regions, base.affine)]),
+                f"perfect, {name}": overlap(map(array, best), carried),
+            }
             for sequence, each in ways.items():
                 rows.append({"session": scan.label, "sequence": sequence, "seconds": found[name][1], **each})
                 print(scan.label, sequence, {k: round(v, 2) for k, v in each.items()}, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,11 +22,17 @@ GRADES = 5
 """Of that scale."""
 REFERENCES = ("T2w", "T1w", "FLAIR")
 """Sequences whose grid results may lie on; the first one that a session has."""
-SHOWING = ("T2w", "T1w")
-"""Sequences in which brain and regions may be looked for, beside the reference (not in much larger voxels: see
-`prepare.session.COARSER`). A FLAIR with slices of 5 mm was tried (head 05, a script that is not in the project): better
-nuclei (pallidum with accumbens 0.78 to 0.81 on a T2w of 5 mm), but worse white matter (0.852 to 0.845; on a T2w of 1 mm
-0.846 to 0.814) and hippocampus."""
+SHOWING: Mapping[str, float] = {"T1w": 2.0, "FLAIR": 1.1}
+"""Sequences in which brain and regions may be looked for beside the T2w, the first one that fits, and how many times as
+large as that of the T2w its largest voxel size may be.
+
+Scripts that are not in the project, heads moved between the two. T1w (heads 12 and 17), T2w of 1 mm: white matter is
+0.92 alone, 0.94, 0.93 and 0.91 with a T1w of 1, 3 and 5 mm, the hippocampus 0.89 and 0.89, 0.87, 0.87; with a T2w of
+5 mm all three help white matter (0.89 to 0.91, 0.90, 0.90). What lies between 1 and 3 times was not measured. FLAIR
+(heads 05 / 20), T2w of 1 mm: white matter 0.89 / 0.88 alone, 0.92 / 0.93 with a FLAIR of 1 mm, but 0.81 with one of
+5 mm (head 05, from 0.85 with the networks of then); T2w of 5 mm: 0.86 / 0.88 alone, 0.87 / 0.90, 0.86 / 0.89 and
+0.86 / 0.89 with a FLAIR of 1, 3 and 5 mm, putamen 0.81 / 0.87 and 0.85 / 0.89 with the last, ventricles 0.94 / 0.83
+and 0.93 / 0.83."""
 
 
 def reference_of(names: Iterable[str]) -> str:
@@ -38,14 +45,28 @@ def reference_of(names: Iterable[str]) -> str:
     return next(name for name in REFERENCES if name in present)
 
 
-def shown_in(names: Iterable[str]) -> list[str]:
-    """The sequences in which brain and regions may be looked for, that of the grid first.
+def shown_in(sizes: Mapping[str, float], limits: Mapping[str, float] = SHOWING) -> list[str]:
+    """The sequences in which brain and regions are looked for, that of the grid first.
 
-    >>> shown_in(["FLAIR", "T1w", "T2w", "SWI"]), shown_in(["FLAIR", "SWI"])
-    (['T2w', 'T1w'], ['FLAIR'])
+    Parameters
+    ----------
+    sizes : mapping
+        Largest voxel size (mm) of each sequence of a session.
+    limits : mapping
+        As `SHOWING`.
+
+    Examples
+    --------
+    >>> shown_in({"FLAIR": 5.0, "T1w": 1.0, "T2w": 5.0}), shown_in({"FLAIR": 1.0, "T1w": 5.0, "T2w": 1.0})
+    (['T2w', 'T1w'], ['T2w', 'FLAIR'])
+    >>> shown_in({"T1w": 1.0, "FLAIR": 1.0})
+    ['T1w']
     """
-    present = set(names)
-    return [n for n in dict.fromkeys((reference_of(present), *SHOWING)) if n in present]
+    first = reference_of(sizes)
+    if first != "T2w":
+        return [first]
+    fit = (n for n, times in limits.items() if n in sizes and sizes[n] <= times * sizes[first] * (1 + 1e-3))
+    return [first, *islice(fit, 1)]
 
 
 @dataclass(frozen=True)

@@ -392,3 +392,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("bids_epvs-train: interrupted; run again to resume", file=sys.stderr)
         return 130
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -150,3 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     print(f"evaluation: {page}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

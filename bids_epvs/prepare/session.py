@@ -18,7 +18,7 @@ from nibabel.nifti1 import Nifti1Image
 from bids_epvs.prepare import atlas, bias, brain, intensity, regions, register
 from bids_epvs.prepare.labels import mirrored
 from bids_epvs.prepare.resample import canonical, canonical_to_world, face_areas, resample, voxel_spacing
-from bids_epvs.records import Transform, reference_of, shown_in
+from bids_epvs.records import SHOWING, Transform, reference_of, shown_in
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +42,8 @@ SIDES = {"left": (0, 0), "right": (0, -1), "back": (1, 0), "front": (1, -1), "bo
 CUT_MM2, PART_MM2 = 2000.0, 20.0
 """Area in a face of the volume from which the brain, or a region, is cut there."""
 STRONG_BIAS = 2.5
-COARSER = 2.0
-"""How many times as large as those of the reference the largest voxel sizes of a sequence may be for regions to be
-looked for in it. Heads 12 and 17, moved between the two, T2w of 1 mm: white matter is 0.92 alone, 0.94, 0.93 and 0.91
-with a T1w of 1, 3 and 5 mm, the hippocampus 0.89 and 0.89, 0.87, 0.87; with a T2w of 5 mm all three help white matter
-(0.89 to 0.91, 0.90, 0.90). What lies between 1 and 3 times was not measured."""
+ATLAS_SHOWING = {"T1w": SHOWING["T1w"]}
+"""`SHOWING` where there is no network: how a FLAIR does with the atlas was not measured."""
 LOW_CONTRAST = 8.0
 """Standard deviations of white matter between it and fluid, below which a T2w is called noisy; 15 is usual."""
 ASTRAY = (
@@ -137,7 +134,8 @@ def prepare(
     """
     reference = reference_of(images)
     logger.info("preparation 1: bias field at %g mm", bias.COARSE_MM)
-    session = _Sequences(images, work_dir, helper, segmented=segmentation is not None)
+    limits = {} if segmentation is not None else SHOWING if parcellate else ATLAS_SHOWING
+    session = _Sequences(images, work_dir, helper, limits=limits)
     if helper and meanwhile:
         meanwhile()
     base, variation = session.first()
@@ -188,8 +186,8 @@ def prepare(
 class _Sequences:
     """The sequences of a session, bias-corrected and brought onto the grid of the reference.
 
-    Work begins at once, in the other process where there is one: those first that the networks wait for. If they are
-    `segmented`, anatomy is looked for in none but the reference, on whose grid it lies.
+    Work begins at once, in the other process where there is one: those first that the networks wait for.
+    Anatomy is looked for in those that `records.shown_in` names with these `limits`: without any, in the reference.
 
     Attributes
     ----------
@@ -202,14 +200,17 @@ class _Sequences:
     """
 
     def __init__(
-        self, images: Mapping[str, Nifti1Image], work_dir: Path, helper: Executor | None, *, segmented: bool = False
+        self,
+        images: Mapping[str, Nifti1Image],
+        work_dir: Path,
+        helper: Executor | None,
+        *,
+        limits: Mapping[str, float] = SHOWING,
     ) -> None:
         self.reference, self.helper, self.work_dir = reference_of(images), helper, work_dir
         native = images[self.reference]
         self.kept = {self.reference: _put(work_dir / "reference.npz", canonical(native))}
-        most = COARSER * voxel_sizes(native.affine).max() * (1 + 1e-3)
-        shown = [self.reference] if segmented else shown_in(images)
-        self.needed = [n for n in shown if voxel_sizes(images[n].affine).max() <= most]
+        self.needed = shown_in({n: float(voxel_sizes(image.affine).max()) for n, image in images.items()}, limits)
         others = sorted((n for n in images if n != self.reference), key=[*self.needed, *images].index)
         self.kept |= {n: _put(work_dir / n / "image.npz", in_frame(images[n], native)) for n in others}
         self.variation = begun(helper, _correct, self.kept[self.reference])

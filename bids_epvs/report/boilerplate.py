@@ -8,8 +8,7 @@ from bids_epvs import __version__
 from bids_epvs.models import default, load
 from bids_epvs.models.parcellation import FAR_MM
 from bids_epvs.prepare import bias
-from bids_epvs.prepare.session import COARSER
-from bids_epvs.records import Analysis
+from bids_epvs.records import SHOWING, Analysis
 from bids_epvs.settings import Settings
 
 REFERENCES = (
@@ -52,9 +51,10 @@ def methods(settings: Settings) -> str:
     if settings.regions_from == "network":
         degree = bias.DEGREE
         anatomy = (
-            f"Brain, tissues and regions were found in the T2w and T1w of a session, each at its own resolution "
-            f"(mean of their probabilities; a T1w was left out if its largest voxel size was more than {COARSER:g} "
-            f"times that of the T2w, or if its structures lay elsewhere), "
+            f"Brain, tissues and regions were found in the T2w of a session and a second sequence, each at its own "
+            f"resolution (mean of their probabilities; the second is the T1w if its largest voxel size was at most "
+            f"{SHOWING['T1w']:g} times that of the T2w, or else the FLAIR if at most {SHOWING['FLAIR']:g} times, left "
+            f"out if its structures lay elsewhere), "
             f"by a 3-D U-Net on a 2 mm grid, trained on simulated contrasts of "
             f"label maps of real people (after Billot et al.), in the pose of ICBM152 2009a symmetric (ANTs, {warp}; "
             f"corrected by the centres of these structures where they lay more than {FAR_MM:g} mm from the atlas's), "

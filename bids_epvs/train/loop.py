@@ -308,7 +308,7 @@ def fit(
     out.mkdir(parents=True, exist_ok=True)
     warm = max(1, schedule.steps // 20)
     rate = keras.optimizers.schedules.CosineDecay(
-        schedule.rate / 50, schedule.steps - warm, alpha=0.01, warmup_target=schedule.rate, warmup_steps=warm
+        schedule.rate / 50, max(1, schedule.steps - warm), alpha=0.01, warmup_target=schedule.rate, warmup_steps=warm
     )
     adam = keras.optimizers.Adam(rate, global_clipnorm=1.0, use_ema=True, ema_momentum=schedule.average)
     model.compile(optimizer=adam, loss=loss, jit_compile=False)

@@ -17,6 +17,14 @@ JUDGED = tuple(n for n in slices.CLASSES if n not in ("Background", "WhiteMatter
 """Classes whose mean Dice is logged as the figure of the network."""
 
 
+DEEP = tuple(
+    parcellation.NAMES.index(n)
+    for n in ("Caudate", "Putamen", "Pallidum", "Accumbens", "Thalamus", "Hippocampus", "Amygdala")
+)
+"""Classes of which few slices of a head show anything."""
+OFTEN = 3.0
+"""How many times as often slices that show one of `DEEP` are drawn: else a batch has so few of their pixels that their
+soft Dice is mostly noise."""
 MULTIPLE = 8
 """Of pixels along each side of a slice: what four levels need."""
 
@@ -55,13 +63,21 @@ def read(
         at: Sequence[int] = range(values.shape[2])
         if rng is not None:
             values = varied(rng, values)
-            at = sorted(rng.permutation(values.shape[2])[:most])
+            odds = chances(stored[f"{contrast}_codes"])
+            at = sorted(rng.choice(len(odds), min(most, len(odds)), replace=False, p=odds))
         fit = parcellation.Fit(1.0, *stored[f"{contrast}_fit"])
         seen = slices.evidence(values, fit, float(stored[f"{contrast}_distance"]), at)
         known = np.moveaxis(stored[f"{contrast}_known"][:, :, at], 2, 0).astype(np.float32) / 255
         target = shares(np.moveaxis(stored[f"{contrast}_codes"][:, :, at], 2, 0))
         seen, known, target = (slices.padded(part, MULTIPLE) for part in (seen, known, target))
         return seen, known, target
+
+
+def chances(codes: np.ndarray) -> np.ndarray:
+    """Probability that a slice is drawn, from class numbers (X, Y, slices, depths)."""
+    shown = np.isin(codes, DEEP).any(axis=(0, 1, 3))
+    odds = np.where(shown, OFTEN, 1.0)
+    return odds / odds.sum()
 
 
 def shares(codes: np.ndarray) -> np.ndarray:

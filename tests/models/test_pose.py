@@ -146,15 +146,18 @@ def test_the_corrected_pose_is_that_of_the_session(atlas, tmp_path, monkeypatch)
     assert np.allclose(ants.linear_matrix(alignment.transform), better, atol=1e-4)
 
 
-@pytest.mark.parametrize(("thickness", "used"), [(9, True), (18, True), (27, False)])
-def test_a_sequence_of_much_larger_voxels_stays_out_of_the_anatomy(thickness, used, tmp_path, monkeypatch):
-    sizes = {"T2w": 9, "T1w": thickness}
+@pytest.mark.parametrize(
+    ("name", "thickness", "used"),
+    [("T1w", 9, True), ("T1w", 18, True), ("T1w", 27, False), ("FLAIR", 9, True), ("FLAIR", 18, False)],
+)
+def test_a_sequence_of_much_larger_voxels_stays_out_of_the_anatomy(name, thickness, used, tmp_path, monkeypatch):
+    sizes = {"T2w": 9, name: thickness}
     images = {n: nib.Nifti1Image(np.ones((9, 9, 9), np.float32), np.diag([9, 9, z, 1])) for n, z in sizes.items()}
     monkeypatch.setattr(session, "_correct", lambda path: 1.0)
     monkeypatch.setattr(session.register, "onto", lambda _, image, work_dir: (image, ants.identity(work_dir)))
     given = session._Sequences(images, tmp_path, None)
-    assert given.looked_at() == (["T2w", "T1w"] if used else ["T2w"])
+    assert given.looked_at() == (["T2w", name] if used else ["T2w"])
     given.first()
     assert len(given.contrasts()) == len(list(given.native())) == 1 + used
     given.arrive()
-    assert set(given.aligned) == {"T2w", "T1w"}, "the methods have it still"
+    assert set(given.aligned) == {"T2w", name}, "the methods have it still"

@@ -174,6 +174,14 @@ def test_an_example_shows_its_labels_at_the_right_place(made):
         assert 2 * (a & b).sum() / (a.sum() + b.sum()) > least, name
 
 
+def test_slices_that_show_nuclei_are_drawn_more_often():
+    from bids_epvs.train import slices as train
+
+    codes = np.full((4, 4, 3, 5), CLASSES.index("CerebralWhiteMatter"), np.uint8)
+    codes[1, 2, 1, 4] = CLASSES.index("Putamen")
+    assert np.allclose(train.chances(codes), np.array([1, train.OFTEN, 1]) / (2 + train.OFTEN))
+
+
 def test_training_improves_on_what_is_known(tmp_path, made):
     import keras
 

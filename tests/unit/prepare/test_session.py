@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from bids_epvs.prepare import ants, regions, session
 from bids_epvs.prepare.intensity import Levels, levels
+from bids_epvs.records import SHOWING
 
 
 @pytest.mark.parametrize(("noise", "warned"), [(20.0, False), (120.0, True)])
@@ -52,16 +53,18 @@ def steps(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "segmented", "expected"),
+    ("given", "limits", "expected"),
     [
-        (("T2w", "T1w", "FLAIR", "SWI"), False, ["T2w", "T1w"]),
-        (("FLAIR", "SWI"), False, ["FLAIR"]),
-        (("T2w", "T1w", "FLAIR"), False, ["T2w", "T1w"]),
-        (("T2w", "T1w", "FLAIR"), True, ["T2w"]),
+        (("FLAIR", "T2w", "T1w", "SWI"), SHOWING, ["T2w", "T1w"]),
+        (("FLAIR", "SWI"), SHOWING, ["FLAIR"]),
+        (("FLAIR", "T1w"), SHOWING, ["T1w"]),
+        (("SWI", "FLAIR", "T2w"), SHOWING, ["T2w", "FLAIR"]),
+        (("FLAIR", "T2w"), session.ATLAS_SHOWING, ["T2w"]),
+        (("T2w", "T1w", "FLAIR"), {}, ["T2w"]),
     ],
 )
-def test_anatomy_is_looked_for_in_t2w_and_t1w_unless_it_is_given(steps, tmp_path, given, segmented, expected):
-    found = session._Sequences(ones(*given), tmp_path, None, segmented=segmented)
+def test_anatomy_is_looked_for_in_two_sequences_unless_it_is_given(steps, tmp_path, given, limits, expected):
+    found = session._Sequences(ones(*given), tmp_path, None, limits=limits)
     assert found.looked_at() == expected
     found.first()
     found.arrive()

@@ -45,6 +45,12 @@ def train(out, stop=None):
     loop.fit(network(), Line(stop), keras.losses.mean_squared_error, schedule, out=out, **more)
 
 
+def test_a_single_step_is_a_run_too(tmp_path):
+    more = {"figures": slope, "architecture": {"units": 1}}
+    loop.fit(network(), Line(), keras.losses.mean_squared_error, loop.Schedule(1, epoch=1), out=tmp_path, **more)
+    assert len(rows(tmp_path)) == 1
+
+
 def rows(out):
     return list(csv.DictReader((out / "log.csv").open()))
 
