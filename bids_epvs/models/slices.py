@@ -29,7 +29,7 @@ NAME = "slices"
 """Name on the command line (``--weights slices=FILE``)."""
 WEIGHTS = Weights(
     file="slices.npz",
-    sha256="e8e8cf2cb755eee66b901a3ba48232d493e7d7c3338e90a32344716d1f33c637",
+    sha256="97b694a6caaa5de1980483114c408343c7d9d47a497aeb8e7303b80ec74d7bfe",
     licence="Apache-2.0",
     trained_on="simulated images of twelve label maps (see slices.json beside the weights)",
 )
@@ -44,6 +44,11 @@ MARGIN = 6
 """Pixels around what may be brain."""
 _FLOOR = 0.01
 """Least probability of what is known, so that it can be overruled."""
+ODDS = {"CerebralCortex": 0.9, "Hippocampus": 0.7}
+"""By how much what the network says of a class is multiplied: its soft Dice makes structures with blurred borders too
+likely. Eighteen scans of heads 12 and 17 (0.5 x 0.5 x 5 mm): the volume of the cortex was 1.06 of the true one, now
+1.02, of white matter 0.98 and 1.00, of the hippocampus 1.19 and 1.08; Dice 0.825 and 0.822, 0.882 and 0.883, 0.811 and
+0.816. Factors for nuclei gained nothing; 0.5 for the amygdala gained 0.02 there and lost 0.01 on heads 05 and 20."""
 _UNSURE = 0.02
 """How much the side of all structures at a place counts where the structure itself was not expected."""
 
@@ -240,8 +245,10 @@ def refined(
             given = evidence(seen, fit, distance, at), np.moveaxis(known[:, :, at], 2, 0)
             made = model.predict_on_batch([padded(g, multiple, batch) for g in given])  # a new shape costs 0.6 s
             total[start : start + len(at)] += parcellation.softmax(np.asarray(made)[: len(at), :x, :y])
+    total *= np.array([ODDS.get(name, 1) for name in CLASSES], np.float32)
+    total /= total.sum(axis=-1, keepdims=True)
     out = np.zeros(turned.shape, np.float32)
-    out[box] = sided(np.moveaxis(total / np.float32(len(images)), 0, 2), turned[box])
+    out[box] = sided(np.moveaxis(total, 0, 2), turned[box])
     return np.ascontiguousarray(np.moveaxis(out, 2, axis))
 
 

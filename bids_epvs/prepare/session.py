@@ -18,7 +18,7 @@ from nibabel.nifti1 import Nifti1Image
 from bids_epvs.prepare import atlas, bias, brain, intensity, regions, register
 from bids_epvs.prepare.labels import mirrored
 from bids_epvs.prepare.resample import canonical, canonical_to_world, face_areas, resample, voxel_spacing
-from bids_epvs.records import SHOWING, Transform, reference_of, shown_in
+from bids_epvs.records import SHOWING, Limit, Transform, reference_of, shown_in
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ def prepare(
     """
     reference = reference_of(images)
     logger.info("preparation 1: bias field at %g mm", bias.COARSE_MM)
-    limits = {} if segmentation is not None else SHOWING if parcellate else ATLAS_SHOWING
+    limits: Mapping[str, Limit] = {} if segmentation is not None else SHOWING if parcellate else ATLAS_SHOWING
     session = _Sequences(images, work_dir, helper, limits=limits)
     if helper and meanwhile:
         meanwhile()
@@ -205,7 +205,7 @@ class _Sequences:
         work_dir: Path,
         helper: Executor | None,
         *,
-        limits: Mapping[str, float] = SHOWING,
+        limits: Mapping[str, Limit] = SHOWING,
     ) -> None:
         self.reference, self.helper, self.work_dir = reference_of(images), helper, work_dir
         native = images[self.reference]

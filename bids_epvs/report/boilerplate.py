@@ -53,8 +53,8 @@ def methods(settings: Settings) -> str:
         anatomy = (
             f"Brain, tissues and regions were found in the T2w of a session and a second sequence, each at its own "
             f"resolution (mean of their probabilities; the second is the T1w if its largest voxel size was at most "
-            f"{SHOWING['T1w']:g} times that of the T2w, or else the FLAIR if at most {SHOWING['FLAIR']:g} times, left "
-            f"out if its structures lay elsewhere), "
+            f"{SHOWING['T1w'].times:g} times that of the T2w, or else the FLAIR if at most {SHOWING['FLAIR'].times:g} "
+            f"times and {SHOWING['FLAIR'].mm:g} mm, left out if its structures lay elsewhere), "
             f"by a 3-D U-Net on a 2 mm grid, trained on simulated contrasts of "
             f"label maps of real people (after Billot et al.), in the pose of ICBM152 2009a symmetric (ANTs, {warp}; "
             f"corrected by the centres of these structures where they lay more than {FAR_MM:g} mm from the atlas's), "
