@@ -59,16 +59,16 @@ def read(
         How many it draws.
     """
     with np.load(path) as stored:
-        values = stored[contrast].astype(np.float32) / 127.5
+        values, codes = stored[contrast].astype(np.float32) / 127.5, stored[f"{contrast}_codes"]
         at: Sequence[int] = range(values.shape[2])
         if rng is not None:
             values = varied(rng, values)
-            odds = chances(stored[f"{contrast}_codes"])
+            odds = chances(codes)
             at = sorted(rng.choice(len(odds), min(most, len(odds)), replace=False, p=odds))
         fit = parcellation.Fit(1.0, *stored[f"{contrast}_fit"])
         seen = slices.evidence(values, fit, float(stored[f"{contrast}_distance"]), at)
         known = np.moveaxis(stored[f"{contrast}_known"][:, :, at], 2, 0).astype(np.float32) / 255
-        target = shares(np.moveaxis(stored[f"{contrast}_codes"][:, :, at], 2, 0))
+        target = shares(np.moveaxis(codes[:, :, at], 2, 0))
         seen, known, target = (slices.padded(part, MULTIPLE) for part in (seen, known, target))
         return seen, known, target
 
