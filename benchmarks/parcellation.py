@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from bids_epvs.evaluate.metrics import dice
-from bids_epvs.models import nuclei, parcellation, slices
+from bids_epvs.models import looks, nuclei, parcellation, slices
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.prepare.regions import NAMES, from_labels, indices
 from bids_epvs.prepare.session import prepare
@@ -106,7 +106,7 @@ def prepared(
         first, second, third = networks(*weights)
         look = partial(nuclei.predict, first=first, second=second)
         if method == "first":
-            look = partial(parcellation.predict, model=first)
+            look = partial(looks.predict, model=first)
         use["parcellate"] = partial(timed, look)
         if method == "network":
             use["outline"] = partial(timed, partial(slices.outline, model=third))

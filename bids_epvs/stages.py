@@ -23,7 +23,7 @@ from bids_epvs.inputs.load import load_image
 from bids_epvs.inputs.query import find_segmentation
 from bids_epvs.measure import lesions as measure_lesions
 from bids_epvs.measure import ratings, spread
-from bids_epvs.models import MODELS, default, load, nuclei, parcellation, slices, weights
+from bids_epvs.models import MODELS, default, load, looks, nuclei, parcellation, slices, weights
 from bids_epvs.models.spec import ModelSpec
 from bids_epvs.prepare.regions import NAMES, REGIONS
 from bids_epvs.prepare.resample import canonical, thickness, to_canonical, to_native, voxel_spacing
@@ -179,7 +179,7 @@ def _networks(settings: Settings, second_process: Executor | None) -> dict[str, 
         each()
         ready("bids_epvs.prepare.ants")
         parcellation.tissue_priors()
-        parcellation.prior_landmarks()
+        looks.prior_landmarks()
 
     if not second_process:
         each()  # what is missing is said at once

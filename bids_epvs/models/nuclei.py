@@ -17,10 +17,10 @@ import nibabel as nib
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
 
-from bids_epvs.models import parcellation, weights
+from bids_epvs.models import looks, parcellation, weights
 from bids_epvs.models.spec import Weights
 from bids_epvs.prepare import deep
-from bids_epvs.prepare.brain import Parcels
+from bids_epvs.prepare.structures import Parcels
 
 if TYPE_CHECKING:
     import keras
@@ -173,26 +173,26 @@ def predict(
     first: keras.Model | None = None,
     second: keras.Model | None = None,
 ) -> Parcels:
-    """`parcellation.predict` with its second look.
+    """`looks.predict` with its second look.
 
     Parameters
     ----------
     images : iterable of Nifti1Image
     to_template : ndarray
-        Corrected where needed, see `parcellation.look_for_pose`.
+        Corrected where needed, see `looks.look_for_pose`.
     first, second : keras.Model, optional
         The parcellation network and this one; by default the packaged ones.
     """
     first, second = first or parcellation.network(), second or network()
     found, fine = [], []
-    for image, each in parcellation.looks(images, to_template, first):
+    for image, each in looks.each(images, to_template, first):
         found.append(each)
         left, right = refined(image, each.to_template, each.fit, each.sides, model=second)
         fine.append(parcellation.merged(left, right, grid().shape[0]))
-    agreed, used = parcellation.agreeing(found)
+    agreed, used = looks.agreeing(found)
     seen = [found[k].seen for k in used]
-    whole = parcellation.averaged([found[k].whole for k in used], seen)
-    near = parcellation.averaged([fine[k] for k in used], [_doubled(s[_PLACE]) for s in seen])
+    whole = looks.averaged([found[k].whole for k in used], seen)
+    near = looks.averaged([fine[k] for k in used], [_doubled(s[_PLACE]) for s in seen])
     whole[_PLACE] = _shared(near)
     clean = parcellation.without_islands(whole, parcellation.outputs())
     near = _without(near, (clean[_PLACE] == 0) & (whole[_PLACE] > 0))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Label(NamedTuple):
     """One anatomical label.
@@ -58,6 +60,7 @@ ATLAS_LABELS: dict[int, Label] = {
     516: Label("Bone-Cancellous", "Marrow", brain=False),
 }
 """The labels of the packaged atlas, in the order of its volumes."""
+INDICES = np.array(list(ATLAS_LABELS), np.int16)
 
 MERGED: dict[int, int] = {
     **{5: 4, 44: 43, 72: 14, 25: 2, 57: 41, 30: 2, 62: 41, 77: 2, 85: 24, 31: 4, 63: 43},

@@ -118,6 +118,18 @@ def affine_sample(data: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...], 
         return ndimage.affine_transform(data, scales, offset, output_shape=shape, order=order, mode="grid-constant")
 
 
+def gathered(data: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """All volumes of (X, Y, Z, labels) at fractional voxels (n, 3) inside it, trilinear, float32 (n, labels)."""
+    base = np.minimum(np.floor(points).astype(np.intp), np.array(data.shape[:3]) - 2)
+    part = (points - base).astype(np.float32)
+    total = np.zeros((len(points), data.shape[3]), np.float32)
+    for corner in np.ndindex(2, 2, 2):
+        weight = np.prod(np.where(corner, part, 1 - part), axis=1, dtype=np.float32)
+        at = base + corner
+        total += data[at[:, 0], at[:, 1], at[:, 2]] * weight[:, None]
+    return total
+
+
 def _linear_along(data: np.ndarray, axis: int, scale: float, offset: float, n: int) -> np.ndarray:
     """Linear interpolation along one axis at ``scale * k + offset``; what lies outside counts as 0."""
     size = data.shape[axis]

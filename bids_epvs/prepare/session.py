@@ -15,7 +15,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.nifti1 import Nifti1Image
 
-from bids_epvs.prepare import atlas, bias, brain, intensity, regions, register
+from bids_epvs.prepare import atlas, bias, brain, intensity, places, regions, register, structures
 from bids_epvs.prepare.labels import mirrored
 from bids_epvs.prepare.resample import canonical, canonical_to_world, face_areas, resample, voxel_spacing
 from bids_epvs.records import SHOWING, Limit, Transform, reference_of, shown_in
@@ -23,7 +23,7 @@ from bids_epvs.records import SHOWING, Limit, Transform, reference_of, shown_in
 logger = logging.getLogger(__name__)
 
 _Value = TypeVar("_Value")
-Parcellate = Callable[[Iterable[Nifti1Image], np.ndarray], brain.Parcels]
+Parcellate = Callable[[Iterable[Nifti1Image], np.ndarray], structures.Parcels]
 LOW_MARGIN = 1.1
 LITTLE_BRAIN = 0.4
 """`Alignment.covered` below which a slab may be placed wrong though the margin is good."""
@@ -122,7 +122,7 @@ def prepare(
         The image whose world space that is.
     parcellate : callable, optional
         A network: images in the space of the reference, each on its own grid, and the affine to the template, to
-        `brain.Parcels`; it replaces the atlas.
+        `structures.Parcels`; it replaces the atlas.
     outline : callable, optional
         With `parcellate`: a network that sharpens its answer on the grid of the scan; see `brain.from_parcels`.
     helper : Executor, optional
@@ -159,7 +159,7 @@ def prepare(
     base = session.aligned[reference]
     logger.info("preparation 5: regions and large fluid")
     spacing, to_template = voxel_spacing(base), alignment.to_template @ base.affine
-    points = brain.template_points(alignment, base)
+    points = places.template_points(alignment, base)
     above = _heights(points, base, anatomy.brain, to_template)
     inside = regions.from_labels(anatomy.labels, spacing, to_template, above=above)
     slices = regions.rating_slices(anatomy.labels, spacing, _commissure(points, base))
@@ -196,7 +196,7 @@ class _Sequences:
     transforms : dict
         Rigid transforms of those that are not the reference.
     astray : dict
-        Sequences whose structures lie elsewhere than those of the reference: their `brain.Parcels.agreement`.
+        Sequences whose structures lie elsewhere than those of the reference: their `structures.Parcels.agreement`.
     """
 
     def __init__(
@@ -283,25 +283,25 @@ def _by_network(
     """Anatomy from networks, the alignment with a deformation where wanted, and `confidence`."""
     parcels = parcellate(session.native(), alignment.to_template)
     each = dict(zip(session.needed, parcels.agreement, strict=False))
-    session.astray = {name: value for name, value in each.items() if value < brain.AGREED}
+    session.astray = {name: value for name, value in each.items() if value < structures.AGREED}
     if not np.array_equal(parcels.to_template, alignment.to_template):
         logger.info("preparation 4: pose corrected by the structures that were found")
         base = session.aligned[session.reference]
         alignment = register.posed(base, alignment, parcels.to_template, work_dir=session.work_dir / "pose")
     if not deformable:
-        session.even_out(brain.tissues(parcels), alignment.to_template)
+        session.even_out(structures.tissues(parcels), alignment.to_template)
         anatomy = brain.from_parcels(session.contrasts(), parcels, alignment.to_template, outline=outline)
         return anatomy, alignment, confidence(parcels)
-    look = brain.structure_look(parcels)
+    look = structures.look(parcels)
     kept = _put(session.work_dir / "structures" / "look.npz", look)
     warp = begun(session.helper, _deform, kept)
-    session.even_out(brain.tissues(parcels), alignment.to_template)
+    session.even_out(structures.tissues(parcels), alignment.to_template)
     anatomy = brain.from_parcels(
         session.contrasts(),
         parcels,
         alignment.to_template,
         outline=outline,
-        within=lambda: brain.skull(warp.result(), look),
+        within=lambda: structures.skull(warp.result(), look),
     )
     return anatomy, register.deformed(alignment, warp.result()), confidence(parcels)
 
@@ -369,7 +369,7 @@ def _deform(look: Path) -> Transform:
     return register.structures_onto_atlas(looks, work_dir=look.parent)
 
 
-def confidence(parcels: brain.Parcels) -> dict[str, float]:
+def confidence(parcels: structures.Parcels) -> dict[str, float]:
     """Least expected Dice of the structures of each region of each side (`STRUCTURES`), by full name."""
     each = parcels.expected_dice()
     out = {}
@@ -387,7 +387,7 @@ def _heights(
     inside = np.asarray(resample(nib.Nifti1Image(mask.astype(np.uint8), base.affine), _grid(points), order=0).dataobj)
     out = {}
     for name, plane in regions.PLANES.items():
-        near = brain.affine_near(points, inside > 0, plane[0])
+        near = places.affine_near(points, inside > 0, plane[0])
         out[name] = regions.heights(shape, to_template if near is None else near @ base.affine, plane)
     return out
 

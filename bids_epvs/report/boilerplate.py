@@ -6,7 +6,7 @@ from importlib.resources import files
 
 from bids_epvs import __version__
 from bids_epvs.models import default, load
-from bids_epvs.models.parcellation import FAR_MM
+from bids_epvs.models.looks import FAR_MM
 from bids_epvs.prepare import bias
 from bids_epvs.records import SHOWING, Analysis
 from bids_epvs.settings import Settings

@@ -15,11 +15,11 @@ from scipy import ndimage
 
 from bids_epvs.errors import DataError
 from bids_epvs.prepare import atlas
-from bids_epvs.prepare.brain import upsample_labels
 from bids_epvs.prepare.fields import coarse_field, linear_weights, smooth_field, turned
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.prepare.regions import simplify
 from bids_epvs.prepare.resample import bounding_box, iso_grid, resample
+from bids_epvs.prepare.tidy import upsample_labels
 
 NEEDED = (2, 41, 3, 42, 4, 43, 11, 50, 12, 51, 13, 52, 10, 49, 16)
 """Labels without which a map is no head: white matter, cortex, ventricles, nuclei, brainstem."""

@@ -15,7 +15,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 
 from bids_epvs.models import nuclei, parcellation, slices
-from bids_epvs.prepare import brain
+from bids_epvs.prepare import brain, structures
 from bids_epvs.prepare.resample import resample
 from bids_epvs.synth import parcels
 from bids_epvs.synth.anatomy import Anatomy
@@ -46,7 +46,7 @@ def example(rng: np.random.Generator, head: Anatomy) -> dict[str, Any]:
         turned = nib.as_closest_canonical(image)
         grid = brain.work_grid(turned)
         found = nuclei.predict([turned], pose)
-        prior, _ = brain.placed(found, found.to_template, grid)
+        prior, _ = structures.placed(found, found.to_template, grid)
         axis = slices.across(grid)
         values = np.asarray(resample(turned, grid).dataobj)
         values, prior = np.moveaxis(values, axis, 2), np.moveaxis(prior, axis, 2)

@@ -484,7 +484,7 @@ def _at_least_1mm(image: Tensor, affine: np.ndarray) -> tuple[Tensor, np.ndarray
 
 
 def _known(to_template: np.ndarray, shape: Sequence[int], sides: Tensor, boxes: Tensor) -> Tensor:
-    """`slices.known_classes` of `brain.placed`: (X, Y, Z, CLASSES) from what both networks found in both halves."""
+    """`slices.known_classes` of `structures.placed`, (X, Y, Z, CLASSES), of what both networks found in both halves."""
     count = len(slices.CLASSES)
     whole = merged(sides, parcellation.SHAPE[0])
     near = merged(boxes, nuclei.grid().shape[0])

@@ -8,7 +8,7 @@ import pytest
 
 from bids_epvs import training
 from bids_epvs.errors import DataError, UsageError
-from bids_epvs.models import parcellation, weights
+from bids_epvs.models import looks, parcellation, weights
 from bids_epvs.synth import anatomy
 
 
@@ -42,7 +42,7 @@ def test_from_label_maps_to_weights(labelmaps, tmp_path):
     model = parcellation.network(tmp_path / "weights.npz")
     head = anatomy.average()
     image = nib.Nifti1Image((head.labels % 90).astype(np.float32), head.affine)
-    found = parcellation.predict([image], np.eye(4), model=model)
+    found = looks.predict([image], np.eye(4), model=model)
     total = np.asarray(found.probability.dataobj).sum(axis=-1)
     assert total.max() < 1.001
     more = ("--init", str(tmp_path / "weights.npz"), *small[:8], "--nprocs", "1")

@@ -6,7 +6,7 @@ import pytest
 from scipy import ndimage
 
 from bids_epvs.evaluate.metrics import dice
-from bids_epvs.models import nuclei, parcellation
+from bids_epvs.models import looks, nuclei, parcellation
 from bids_epvs.models.parcellation import NAMES
 from bids_epvs.prepare.labels import mirrored
 
@@ -115,7 +115,7 @@ def test_a_mirrored_head_gives_mirrored_structures(small, scans):
 def test_it_speaks_of_its_boxes_and_leaves_the_rest(small, scans, monkeypatch):
     first = parcellation.build(SMALL)
     monkeypatch.setattr(parcellation, "without_islands", lambda probability, labels: probability)
-    before = np.asarray(parcellation.predict(scans[:1], np.eye(4), model=first).probability.dataobj)
+    before = np.asarray(looks.predict(scans[:1], np.eye(4), model=first).probability.dataobj)
     made = nuclei.predict(scans[:1], np.eye(4), first=first, second=small)
     after, fine = (np.asarray(part.dataobj) for part in (made.probability, made.fine))
     inside = np.zeros(before.shape[:3], bool)

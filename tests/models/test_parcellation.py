@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from bids_epvs.errors import DataError
-from bids_epvs.models import parcellation, weights
+from bids_epvs.models import looks, parcellation, weights
 from bids_epvs.models.parcellation import CLASSES, HALF, OTHER_SIDE, RIGHT, SHAPE
-from bids_epvs.prepare.brain import Parcels
 from bids_epvs.prepare.labels import ATLAS_LABELS, mirrored
+from bids_epvs.prepare.structures import Parcels
 
 SMALL, CUBE = (4, 6, 8), (16, 16, 16)
 
@@ -68,7 +68,7 @@ def test_a_mirrored_head_gives_mirrored_structures(rng):
     image[20:60, 20:80, 20:60] = 0.2 + rng.random((40, 60, 40), dtype=np.float32)
     affine = parcellation.grid().affine
     made = [
-        np.asarray(parcellation.predict([nib.Nifti1Image(v, affine)], np.eye(4), model=model).probability.dataobj)
+        np.asarray(looks.predict([nib.Nifti1Image(v, affine)], np.eye(4), model=model).probability.dataobj)
         for v in (image, np.ascontiguousarray(image[::-1]))
     ]
     labels = parcellation.outputs()
@@ -178,13 +178,13 @@ def test_where_one_image_ends_the_other_is_asked():
     first, second = (np.full((4, 1, 1, 2), v, np.float32) for v in (0.2, 0.6))
     seen = np.array([True, True, False, False])[:, None, None]
     everywhere = np.ones_like(seen)
-    found = parcellation.averaged([first, second], [everywhere, seen])
+    found = looks.averaged([first, second], [everywhere, seen])
     np.testing.assert_allclose(found[:2], 0.4, atol=1e-6)
     np.testing.assert_allclose(found[2:], 0.2, atol=0.01)
-    np.testing.assert_allclose(parcellation.averaged([first, second], [~everywhere, ~everywhere]), 0.4, atol=1e-6)
-    assert parcellation.averaged([second], [seen]) is second
+    np.testing.assert_allclose(looks.averaged([first, second], [~everywhere, ~everywhere]), 0.4, atol=1e-6)
+    assert looks.averaged([second], [seen]) is second
     with pytest.raises(ValueError, match="at least one"):
-        parcellation.agreeing([])
+        looks.agreeing([])
 
 
 def test_islands_go_and_their_place_is_filled():
@@ -206,6 +206,6 @@ def test_what_there_is_nothing_of_is_refused(small, tmp_path):
     from bids_epvs.train.parcellation import Examples
 
     with pytest.raises(ValueError, match="at least one image"):
-        parcellation.predict([], np.eye(4), model=small)
+        looks.predict([], np.eye(4), model=small)
     with pytest.raises(DataError, match="no examples"):
         Examples(tmp_path, steps=1)

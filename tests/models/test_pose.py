@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_epvs.models import parcellation
-from bids_epvs.prepare import ants, brain, session
+from bids_epvs.models import looks, parcellation
+from bids_epvs.prepare import ants, brain, session, structures
 from bids_epvs.prepare.register import Alignment
 from bids_epvs.records import REFERENCES
 
@@ -30,66 +30,66 @@ def moved(whole, mm):
 
 
 def test_a_shift_of_all_structures_is_taken_back(atlas):
-    found = parcellation.pose_from(moved(atlas, (2, -8, 6)), EVERYWHERE, shift((1, 2, 3)))
+    found = looks.pose_from(moved(atlas, (2, -8, 6)), EVERYWHERE, shift((1, 2, 3)))
     assert np.allclose(found, shift((-1, 10, -3)), atol=0.05)
 
 
 def test_a_stretch_is_taken_back(atlas):
     flat = ndimage.zoom(atlas, (1, 1, 0.8, 1), order=1, grid_mode=True, mode="nearest")
-    step = parcellation.pose_from(np.pad(flat, ((0, 0), (0, 0), (8, 8), (0, 0))), EVERYWHERE, np.eye(4))
+    step = looks.pose_from(np.pad(flat, ((0, 0), (0, 0), (8, 8), (0, 0))), EVERYWHERE, np.eye(4))
     assert np.allclose(step[:3, :3], np.diag([1, 1, 1.25]), atol=0.01)
 
 
 def test_structures_beyond_the_field_of_view_do_not_pull(atlas):
     seen = EVERYWHERE.copy()
     seen[:, :, :22] = False
-    assert np.allclose(parcellation.pose_from(atlas * seen[..., None], seen, np.eye(4)), np.eye(4), atol=1e-3)
+    assert np.allclose(looks.pose_from(atlas * seen[..., None], seen, np.eye(4)), np.eye(4), atol=1e-3)
 
 
 def test_too_few_structures_leave_the_pose_as_it_is(atlas):
     pose = shift((1, 2, 3))
     few = atlas.copy()
     few[..., 6:] = 0
-    assert parcellation.pose_from(moved(few, (0, -8, 6)), EVERYWHERE, pose) is pose
-    assert parcellation.pose_from(np.zeros_like(atlas), EVERYWHERE, pose) is pose
+    assert looks.pose_from(moved(few, (0, -8, 6)), EVERYWHERE, pose) is pose
+    assert looks.pose_from(np.zeros_like(atlas), EVERYWHERE, pose) is pose
 
 
 def test_the_distance_of_two_poses_is_in_millimetres_of_the_template():
-    assert parcellation.apart(shift((3, 4, 0)), np.eye(4)) == pytest.approx(5, abs=1e-4)
-    assert parcellation.apart(shift((3, 4, 0)), shift((3, 4, 0))) == 0
+    assert looks.apart(shift((3, 4, 0)), np.eye(4)) == pytest.approx(5, abs=1e-4)
+    assert looks.apart(shift((3, 4, 0)), shift((3, 4, 0))) == 0
 
 
 @pytest.mark.parametrize(("off", "surer", "expected"), [(8, True, 8), (8, False, 0), (2, True, 0)])
 def test_it_looks_again_only_where_structures_lie_far_and_as_long_as_it_gets_surer(
     atlas, monkeypatch, off, surer, expected
 ):
-    looks = []
+    poses = []
 
     def looked(image, pose, model):
-        looks.append(pose[1, 3])
-        return parcellation.Look(pose, "fit", None, moved(atlas, (0, pose[1, 3] - off, 0)), EVERYWHERE)
+        poses.append(pose[1, 3])
+        return looks.Look(pose, "fit", None, moved(atlas, (0, pose[1, 3] - off, 0)), EVERYWHERE)
 
-    monkeypatch.setattr(parcellation, "look", looked)
-    monkeypatch.setattr(parcellation, "_sure", lambda whole: (1 if surer else -1) * np.array_equal(whole, atlas))
-    found = parcellation.look_for_pose(None, np.eye(4), None)
+    monkeypatch.setattr(looks, "look", looked)
+    monkeypatch.setattr(looks, "_sure", lambda whole: (1 if surer else -1) * np.array_equal(whole, atlas))
+    found = looks.look_for_pose(None, np.eye(4), None)
     assert found.to_template[1, 3] == pytest.approx(expected, abs=0.1)
     assert np.array_equal(found.whole, moved(atlas, (0, int(expected / 2) * 2 - off, 0)))
-    assert len(looks) == (2 if off == 8 else 1)
+    assert len(poses) == (2 if off == 8 else 1)
 
 
 def found_in(whole, seen=EVERYWHERE):
-    return parcellation.Look(np.eye(4), None, None, whole, seen)
+    return looks.Look(np.eye(4), None, None, whole, seen)
 
 
 def test_an_image_whose_structures_lie_elsewhere_is_not_used(atlas, monkeypatch):
     there, near, far = found_in(atlas), found_in(moved(atlas, (0, 2, 0))), found_in(moved(atlas, (0, 8, 0)))
-    agreed, used = parcellation.agreeing([there, far, near, there])
+    agreed, used = looks.agreeing([there, far, near, there])
     assert used == [0, 2, 3]
     assert agreed[0] == 1
     assert agreed[3] == pytest.approx(1, abs=1e-5)
-    assert agreed[1] < brain.AGREED < agreed[2]
-    monkeypatch.setattr(parcellation, "looks", lambda images, pose, model: [(None, there), (None, far)])
-    parcels = parcellation.predict([None, None], np.eye(4), model="a network")
+    assert agreed[1] < structures.AGREED < agreed[2]
+    monkeypatch.setattr(looks, "each", lambda images, pose, model: [(None, there), (None, far)])
+    parcels = looks.predict([None, None], np.eye(4), model="a network")
     assert np.array_equal(parcels.probability.dataobj, parcellation.without_islands(atlas, parcellation.outputs()))
     assert parcels.agreement == agreed[:2]
 
@@ -98,12 +98,12 @@ def test_images_are_compared_where_both_show_something(atlas):
     upper = EVERYWHERE.copy()
     upper[:, :, :40] = False
     part = found_in(atlas * upper[..., None], upper)
-    assert parcellation.agreement(found_in(atlas), part) == pytest.approx(1, abs=1e-5)
-    assert parcellation.agreement(found_in(atlas, ~upper), part) == 0
+    assert looks.agreement(found_in(atlas), part) == pytest.approx(1, abs=1e-5)
+    assert looks.agreement(found_in(atlas, ~upper), part) == 0
 
 
 def test_a_sequence_that_lies_elsewhere_stays_out_of_the_anatomy_and_is_warned_of(atlas, tmp_path, monkeypatch):
-    parcels = brain.Parcels(
+    parcels = structures.Parcels(
         nib.Nifti1Image(atlas, parcellation.grid().affine), parcellation.outputs(), agreement=(1.0, 0.41)
     )
     images = {n: nib.Nifti1Image(np.ones((20, 20, 20), np.float32), np.diag([9, 9, 9, 1])) for n in REFERENCES}
@@ -125,7 +125,7 @@ def test_a_sequence_that_lies_elsewhere_stays_out_of_the_anatomy_and_is_warned_o
 
 def test_the_corrected_pose_is_that_of_the_session(atlas, tmp_path, monkeypatch):
     better = shift((0, 5, 0))
-    parcels = brain.Parcels(nib.Nifti1Image(atlas, parcellation.grid().affine), parcellation.outputs())
+    parcels = structures.Parcels(nib.Nifti1Image(atlas, parcellation.grid().affine), parcellation.outputs())
     image = nib.Nifti1Image(np.ones((60, 60, 60), np.float32), np.diag([3, 3, 3, 1]))
     monkeypatch.setattr(session, "_correct", lambda path: 1.0)
     given = session._Sequences({"T2w": image}, tmp_path, None)
@@ -136,7 +136,7 @@ def test_the_corrected_pose_is_that_of_the_session(atlas, tmp_path, monkeypatch)
     wrong = Alignment(None, np.eye(4), stripped=True, similarity=0.1, margin=0.5)
 
     def parcellate(images, pose):
-        return brain.Parcels(parcels.probability, parcels.labels, to_template=better)
+        return structures.Parcels(parcels.probability, parcels.labels, to_template=better)
 
     _, alignment, _ = session._by_network(given, wrong, parcellate, None, deformable=False)
     assert all(np.array_equal(pose, better) for pose in (*seen, alignment.to_template))

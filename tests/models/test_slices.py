@@ -4,9 +4,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_epvs.models import parcellation, slices
+from bids_epvs.models import looks, parcellation, slices
 from bids_epvs.models.slices import CLASSES
-from bids_epvs.prepare import brain
+from bids_epvs.prepare import brain, structures
 from bids_epvs.prepare.labels import ATLAS_LABELS
 
 SMALL = (4, 6, 8)
@@ -119,7 +119,7 @@ def test_neighbours_and_distance_are_shown(rng):
 def test_thick_slices_take_its_labels_thin_ones_those_of_intensities(rng, monkeypatch):
     image, prior = head(rng)
     data = np.stack([prior[..., LABELS.index(i)] for i in parcellation.outputs()], axis=-1)
-    parcels = brain.Parcels(nib.Nifti1Image(data, image.affine), parcellation.outputs())
+    parcels = structures.Parcels(nib.Nifti1Image(data, image.affine), parcellation.outputs())
     asked = []
 
     def outline(images, known):
@@ -135,7 +135,7 @@ def test_thick_slices_take_its_labels_thin_ones_those_of_intensities(rng, monkey
     assert (thick.labels[33:35, 22:32, 5:7] == 51).all()
     thin_affine = np.diag([1.0, 1.0, 1.5, 1.0])
     thin = nib.Nifti1Image(np.asarray(image.dataobj), thin_affine)
-    parcels = brain.Parcels(nib.Nifti1Image(data, thin_affine), parcels.labels)
+    parcels = structures.Parcels(nib.Nifti1Image(data, thin_affine), parcels.labels)
     with_it = brain.from_parcels([thin], parcels, np.eye(4), outline=outline)
     assert len(asked) == 2
     without = brain.from_parcels([thin], parcels, np.eye(4))
@@ -155,7 +155,7 @@ def made():
         patch.setattr(parcels, "BURDENS", {"low": 1.0})
         patch.setattr(parcels, "WARP_MM", 1.0)
         patch.setattr(parcels, "pose_error", lambda _: np.eye(4))
-        patch.setattr(nuclei, "predict", lambda images, pose: parcellation.predict(images, pose, model=first))
+        patch.setattr(nuclei, "predict", lambda images, pose: looks.predict(images, pose, model=first))
         return planes.example(np.random.default_rng(20261121), anatomy.average())
 
 

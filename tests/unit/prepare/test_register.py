@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_epvs.models.parcellation import apart
+from bids_epvs.models.looks import apart
 from bids_epvs.prepare import ants, atlas, fields, register, session
 from bids_epvs.prepare.resample import iso_grid, resample
 

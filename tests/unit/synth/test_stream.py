@@ -7,10 +7,10 @@ from scipy import ndimage
 
 from bids_epvs.errors import DataError
 from bids_epvs.models import nuclei, parcellation, slices, weights
-from bids_epvs.prepare import brain
-from bids_epvs.prepare.brain import Parcels
+from bids_epvs.prepare import structures
 from bids_epvs.prepare.fields import smooth_field
 from bids_epvs.prepare.resample import resample
+from bids_epvs.prepare.structures import Parcels
 from bids_epvs.synth import anatomy, contrast, paintings, parcels
 
 weights.configure()
@@ -173,7 +173,7 @@ def test_what_is_known_of_slices_is_what_the_app_places(drawn):
         parcellation.outputs(),
         fine=nib.Nifti1Image(near, nuclei.grid().affine),
     )
-    prior, _ = brain.placed(parts, made.to_template, as_image(drawn[0]))
+    prior, _ = structures.placed(parts, made.to_template, as_image(drawn[0]))
     expected = slices.known_classes(prior)
     known = stream._known(made.to_template @ affine, image.shape, device.tensor(found), device.tensor(box))
     assert np.abs(ops.convert_to_numpy(known) - expected).mean() < 5e-4
