@@ -65,8 +65,8 @@ class LogWatch(Watch):
     """Plain lines, for log files of clusters."""
 
     def done(self, outcome: Outcome) -> None:
-        """One line a session."""
-        logger.warning("%s %s", outcome.label, f"failed: {outcome.error}" if outcome.error else "done")
+        """One line a session; why one failed has been said where it did."""
+        logger.info("%s %s", outcome.label, f"failed: {outcome.error}" if outcome.error else "done")
 
 
 class BarWatch(Watch):
@@ -122,9 +122,16 @@ def peak_mib() -> float:
 
 
 def configure(verbose: int) -> None:
-    """Log lines of this process to standard error."""
-    level = LEVELS.get(max(-1, min(2, verbose)), logging.WARNING)
+    """Log lines of this process to standard error.
+
+    Without a terminal the stages are told as they begin, unless ``-q`` was given: there they take the place of the bar.
+    """
+    level = LEVELS[max(-1, min(2, verbose))]
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    own = min(level, logging.INFO) if verbose == 0 and not sys.stderr.isatty() else level
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(own)
+    logging.getLogger("bids_epvs").setLevel(own)
     for noisy in ("matplotlib", "PIL", "bids", "bidsschematools", "templateflow", "fontTools"):
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
 
@@ -156,7 +163,7 @@ def configure_worker(settings: Settings, run: Run) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
         handler.setLevel(logging.INFO)
         root.addHandler(handler)
-    root.setLevel(min(logging.INFO, LEVELS.get(settings.verbose, logging.WARNING)))
+    root.setLevel(min(logging.INFO, LEVELS.get(settings.verbose, logging.WARNING)))  # for the file
 
 
 def start(settings: Settings) -> Run:

@@ -1,5 +1,6 @@
 import io
 import json
+import logging
 import os
 
 import pytest
@@ -36,7 +37,7 @@ def test_the_manifest_records_versions_hashes_and_errors(tmp_path):
 
 
 def test_plain_lines_without_a_terminal(caplog):
-    with logs.progress(Settings()) as watch:
+    with caplog.at_level("INFO", "bids_epvs"), logs.progress(Settings()) as watch:
         watch.begin(2)
         watch.stage("sub-01", "inputs")
         watch.done(Outcome("sub-01"))
@@ -67,3 +68,42 @@ def test_a_worker_sees_the_device_and_threads_asked_for(tmp_path, monkeypatch, d
     logs.configure_worker(settings, logs.start(settings))
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
     assert all(os.environ[name] == "3" for name in logs.THREADS)
+
+
+@pytest.fixture
+def loggers():
+    """Loggers as they were, afterwards."""
+    root, own = logging.getLogger(), logging.getLogger("bids_epvs")
+    before = root.handlers[:], root.level, own.handlers[:], own.level
+    yield
+    root.handlers[:], root.level, own.handlers[:], own.level = before
+
+
+@pytest.mark.parametrize(
+    ("verbose", "terminal", "shown"),
+    [
+        (-1, False, "failed"),
+        (-1, True, "failed"),
+        (0, True, "warned failed"),
+        (0, False, "stage warned failed"),
+        (1, True, "stage warned failed"),
+        (2, False, "detail stage warned failed"),
+    ],
+)
+def test_what_is_said_on_the_screen_and_kept_in_the_file(loggers, tmp_path, monkeypatch, verbose, terminal, shown):
+    screen = io.StringIO()
+    screen.isatty = lambda: terminal
+    monkeypatch.setattr("sys.stderr", screen)
+    for name in logs.THREADS:
+        monkeypatch.setenv(name, "1")
+    settings = Settings(output_dir=tmp_path, verbose=verbose)
+    run = logs.start(settings)
+    logs.configure(verbose)
+    logs.configure_worker(settings, run)
+    logger = logging.getLogger("bids_epvs.stages")
+    for say, text in ((logger.debug, "detail"), (logger.info, "stage"), (logger.warning, "warned")):
+        say(text)
+    logger.error("failed")
+    assert [line.split(": ")[1] for line in screen.getvalue().splitlines()] == shown.split()
+    kept = (run.folder / "run.log").read_text().splitlines()
+    assert [line.split(": ")[1] for line in kept] == ["stage", "warned", "failed"]
