@@ -128,7 +128,7 @@ def configure(verbose: int) -> None:
     """
     level = LEVELS[max(-1, min(2, verbose))]
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-    own = min(level, logging.INFO) if verbose == 0 and not sys.stderr.isatty() else level
+    own = logging.INFO if verbose == 0 and not sys.stderr.isatty() else level
     for handler in logging.getLogger().handlers:
         handler.setLevel(own)
     logging.getLogger("bids_epvs").setLevel(own)
@@ -163,7 +163,7 @@ def configure_worker(settings: Settings, run: Run) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
         handler.setLevel(logging.INFO)
         root.addHandler(handler)
-    root.setLevel(min(logging.INFO, LEVELS.get(settings.verbose, logging.WARNING)))  # for the file
+    root.setLevel(min(logging.INFO, root.getEffectiveLevel()))  # for the file
 
 
 def start(settings: Settings) -> Run:

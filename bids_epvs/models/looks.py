@@ -23,8 +23,6 @@ _FOUND, _FEWEST = 0.5, 12
 """Share of the atlas's volume that must be found of a structure, and number of such structures, to tell a pose."""
 FAR_MM, _POSES = 7.0, 3
 """Mean distance in the brain between two poses that calls for another look in the second one, and most such looks."""
-
-
 _SOME_VOXELS = 50
 """Voxels of a structure in two images together from which it is compared."""
 UNSEEN = 0.02
@@ -156,8 +154,8 @@ def agreeing(found: Sequence[Look]) -> tuple[tuple[float, ...], list[int]]:
     """
     if not found:
         raise ValueError("expected at least one image, received none")
-    each = (1.0, *(agreement(found[0], other) for other in found[1:]))
-    return each, [k for k, value in enumerate(each) if value >= AGREED]
+    agreed = (1.0, *(agreement(found[0], other) for other in found[1:]))
+    return agreed, [k for k, value in enumerate(agreed) if value >= AGREED]
 
 
 def apart(first: np.ndarray, second: np.ndarray) -> float:
@@ -187,7 +185,7 @@ def predict(images: Iterable[Nifti1Image], to_template: np.ndarray, *, model: ke
         By default the packaged one.
     """
     model = model or parcellation.network()
-    found = [seen for _, seen in each(images, to_template, model)]
+    found = [one for _, one in each(images, to_template, model)]
     agreed, used = agreeing(found)
     whole = averaged([found[k].whole for k in used], [found[k].seen for k in used])
     clean = parcellation.without_islands(whole, parcellation.outputs())

@@ -56,7 +56,7 @@ def without_lakes(labels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
         most = LAKE_MM2 / (spacing[0] * spacing[1]) if fluid else LAKE_MM3 / float(np.prod(spacing))
         pieces, _ = ndimage.label(labels == index, plane if fluid else np.ones((3, 3, 3)))
         for number, found in enumerate(ndimage.find_objects(pieces), start=1):
-            box = tuple(slice(max(0, b.start - 2), b.stop + 2) for b in found)
+            box = _grown(found, (2, 2, 2))
             piece = pieces[box] == number
             if piece.sum() > most:
                 continue
@@ -65,6 +65,11 @@ def without_lakes(labels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
                 continue
             out[box][piece] = _nearest(labels[box], solid[box], spacing)[piece]
     return out
+
+
+def _grown(box: tuple[slice, ...], margin: Sequence[int]) -> tuple[slice, ...]:
+    """A box with so many voxels more at both ends of each axis, as far as there are any."""
+    return tuple(slice(max(0, b.start - m), b.stop + m) for b, m in zip(box, margin, strict=True))
 
 
 def _nearest(labels: np.ndarray, wanted: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
@@ -91,7 +96,7 @@ def without_strays(labels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
         sizes = np.bincount(pieces.ravel())[1:]
         boxes = ndimage.find_objects(pieces)
         for number in np.flatnonzero(sizes < STRAY * sizes.max()):
-            box = tuple(slice(max(0, b.start - 2), b.stop + 2) for b in boxes[number])
+            box = _grown(boxes[number], (2, 2, 2))
             own = labels[box] == index
             if own.all():
                 continue
@@ -129,7 +134,7 @@ def upsample_labels(labels: np.ndarray, grid: Nifti1Image, target: Nifti1Image, 
     for index, found in enumerate(ndimage.find_objects(labels), start=1):
         if found is None:
             continue
-        source = tuple(slice(max(0, s.start - m), s.stop + m) for s, m in zip(found, margin, strict=True))
+        source = _grown(found, margin)
         box = _reached(source, matrix, target.shape[:3])
         corner = np.eye(4)
         corner[:3, 3] = [b.start for b in box]

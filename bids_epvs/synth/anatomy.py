@@ -16,7 +16,7 @@ from scipy import ndimage
 from bids_epvs.errors import DataError
 from bids_epvs.prepare import atlas
 from bids_epvs.prepare.fields import coarse_field, linear_weights, smooth_field, turned
-from bids_epvs.prepare.labels import ATLAS_LABELS
+from bids_epvs.prepare.labels import ATLAS_LABELS, INDICES
 from bids_epvs.prepare.regions import simplify
 from bids_epvs.prepare.resample import bounding_box, iso_grid, resample
 from bids_epvs.prepare.tidy import upsample_labels
@@ -119,7 +119,7 @@ def average() -> Anatomy:
     air = 255.0 - data.sum(axis=-1, dtype=np.float32)
     best = np.argmax(data, axis=-1)
     certain = np.take_along_axis(data, best[..., None], axis=-1)[..., 0]
-    labels = np.where(certain > air, np.array(list(ATLAS_LABELS), np.int16)[best], 0).astype(np.int16)
+    labels = np.where(certain > air, INDICES[best], 0).astype(np.int16)
     inside = ndimage.binary_fill_holes(labels > 0)
     labels = np.where(inside & (labels == 0), SOFT_TISSUE, labels).astype(np.int16)
     return Anatomy(labels, source.affine, np.eye(4))

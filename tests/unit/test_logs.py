@@ -88,6 +88,7 @@ def loggers():
         (0, False, "stage warned failed"),
         (1, True, "stage warned failed"),
         (2, False, "detail stage warned failed"),
+        (3, True, "detail stage warned failed"),
     ],
 )
 def test_what_is_said_on_the_screen_and_kept_in_the_file(loggers, tmp_path, monkeypatch, verbose, terminal, shown):
