@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--weights", nargs="*", default=[], metavar="NAME=FILE")
     args = parser.parse_args()
     heads = tuple(args.labelmaps / f"sub-{s}_dseg.nii.gz" for s in args.subjects)
-    counts.generate(heads, args.out / "examples", number=args.scenes, seed=777)
+    counts.generate(heads, args.out / "examples", number=args.scenes, seed=777, off_mm=(0.0, 0.0))
     given = {name: Path(file) for name, file in (w.split("=", 1) for w in args.weights)}
     rows, speed = [], []
     for path in sorted((args.out / "examples").glob("example-*.npz")):

@@ -19,7 +19,8 @@ from bids_epvs.models import weights
 from bids_epvs.models.spec import ModelSpec, Weights, recorded
 from bids_epvs.prepare import crops
 from bids_epvs.prepare.crops import Crop
-from bids_epvs.prepare.regions import REGIONS
+from bids_epvs.prepare.intensity import fluid_step
+from bids_epvs.prepare.regions import REGIONS, WHITE_MATTER
 from bids_epvs.prepare.resample import thickness
 from bids_epvs.records import Finding, Prediction, Prepared
 
@@ -32,13 +33,18 @@ WIDTHS = (8, 16)
 """Filters before and after the pooling (the paper: 32 and 64)."""
 MULTIPLE = 2
 """Sides of a block must be divisible by this."""
+TOLD = len(COUNTED) + 2
+"""Numbers that a network is told: `marks`."""
+USUAL_STEP = 1.9
+"""From white matter to fluid on a T2w without fluid, as a share of white matter (as in `synth.contrast.MEANS`)."""
 DENSITY = 0.03
 """Scale of the density: EPVS a voxel where the last layer gives 1."""
 
 
-def marks(region: str, slice_mm: float) -> np.ndarray:
-    """Constants that the network is told: which region, and the distance of slices; (len(COUNTED) + 1,) float32."""
-    return np.array([*(float(region == name) for name in COUNTED), np.log(slice_mm / 0.8)], np.float32)
+def marks(region: str, slice_mm: float, noise: float) -> np.ndarray:
+    """Constants that the network is told: which region, distance of slices, `crops.noise`; (TOLD,) float32."""
+    which = (float(region == name) for name in COUNTED)
+    return np.array([*which, np.log(slice_mm / 0.8), np.log(max(noise, 0.005) / 0.04)], np.float32)
 
 
 def blocks(widths: Sequence[int]) -> tuple[Any, Any, Any, Any]:
@@ -47,7 +53,7 @@ def blocks(widths: Sequence[int]) -> tuple[Any, Any, Any, Any]:
     from keras import layers
 
     image, mask = keras.Input((None, None, None, 1)), keras.Input((None, None, None, 1))
-    told = keras.Input((len(COUNTED) + 1,))
+    told = keras.Input((TOLD,))
     x = layers.Conv3D(widths[0], 3, padding="same")(image)
     shift = layers.Reshape((1, 1, 1, widths[0]))(layers.Dense(widths[0])(told))
     return image, mask, told, layers.ReLU()(layers.BatchNormalization(momentum=0.98)(layers.Add()([x, shift])))
@@ -86,20 +92,27 @@ def build(widths: tuple[int, ...] = WIDTHS) -> keras.Model:
 
 
 def inputs(
-    seen: np.ndarray, mask: np.ndarray, region: str, slice_mm: float
+    seen: np.ndarray, mask: np.ndarray, region: str, slice_mm: float, noise: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What a network sees of a whole region (X, Y, Z), a batch of one; sides padded to be divisible by `MULTIPLE`."""
     pad = [(0, -n % MULTIPLE) for n in seen.shape]
     image, inside = (np.pad(a.astype(np.float32), pad)[None, ..., None] for a in (seen, mask))
-    return image, inside, marks(region, slice_mm)[None]
+    return image, inside, marks(region, slice_mm, noise)[None]
 
 
-def sides(regions: np.ndarray, image: np.ndarray, spacing: tuple[float, float, float]) -> dict[int, Crop]:
-    """Crops of every counted region and hemisphere that a scan shows, by index of `REGIONS`."""
+def sides(
+    regions: np.ndarray, image: np.ndarray, csf: np.ndarray, spacing: tuple[float, float, float]
+) -> dict[int, Crop]:
+    """Crops of every counted region and hemisphere that a scan shows, by index of `REGIONS`.
+
+    Where the scan shows no white matter, all regions are taken for it.
+    """
+    white = np.isin(regions, WHITE_MATTER) & ~csf
+    scale = fluid_step(image, white if white.any() else (regions > 0) & ~csf, csf, else_step=USUAL_STEP)
     out = {}
     for index, region in REGIONS.items():
         if region.name in COUNTED:
-            made = crops.crop(image, regions == index, spacing, mirrored=region.side == "Right")
+            made = crops.crop(image, regions == index, spacing, scale=scale, mirrored=region.side == "Right")
             if made is not None:
                 out[index] = made
     return out
@@ -117,9 +130,9 @@ def densities(
 
     known = stored.get(thickness(prepared.spacing), {})
     out = {}
-    for index, own in sides(prepared.regions, prepared.images["T2w"], prepared.spacing).items():
+    for index, own in sides(prepared.regions, prepared.images["T2w"], prepared.csf, prepared.spacing).items():
         name = REGIONS[index].name
-        given = inputs(own.seen, own.mask, name, prepared.spacing[2])
+        given = inputs(own.seen, own.mask, name, prepared.spacing[2], own.noise)
         found = np.asarray(keras.ops.convert_to_numpy(model(list(given), training=False)))[0, ..., 0]
         total = float(found.sum(dtype=np.float64))
         number = float(calibrated(total, known.get(name, {})))
@@ -193,7 +206,7 @@ def predictor(
 
 WEIGHTS = Weights(
     file="cnn.npz",
-    sha256="5d27656a8c28ce544e46fa519b993d5e78152acf2e774b288304f2bbd8066c25",
+    sha256="b87d0304d0f13bb5083790a1ced4fc7f85a86c06c073f998b1eee0e80bcce188",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see cnn.json beside the weights)",
 )
@@ -203,14 +216,15 @@ CITATION = (
 )
 COMMON = (
     "Trained on simulated images of real label maps, not on visual scores; not validated on scored scans.",
-    "One network for all regions and both hemispheres (the right one mirrored), told which region it sees and the "
-    "distance of slices.",
+    "One network for all regions and both hemispheres (the right one mirrored), told which region it sees, the "
+    "distance of slices and how noisy the region is.",
     "The count is the sum of a positive density inside the region instead of a dense layer.",
     "Trained on blocks of 24 x 24 x 19 mm of a region, often cut by a random plane, and on the counts of their cells "
     "of 4 x 4 x 3 mm, which simulation knows; training on visual scores uses one count a region, as the paper does.",
     "Intensities around the region's median are stretched before they are multiplied with the soft mask.",
     "The loss compares square roots of counts.",
-    "8 and 16 filters instead of 32 and 64, batch normalisation, percentiles 0.5 and 99.5 instead of the extremes.",
+    "8 and 16 filters instead of 32 and 64, batch normalisation; intensities scaled from white matter to fluid of the "
+    "scan and not between the extremes of the region.",
     "The centrum semiovale is the white matter above the lateral ventricles, not the neighbourhood of one slice.",
 )
 network = weights.network_of("cnn", build, WEIGHTS)
@@ -226,7 +240,7 @@ SPEC = ModelSpec(
     regions=COUNTED,
     predict=predictor("cnn", network),
     spacing=crops.SPACING_MM,
-    normalise="0.5 to 99.5 percentile of the region become 0 to 1",
+    normalise="white matter becomes 0, fluid 1",
     build=build,
     network=network,
     weights=WEIGHTS,

@@ -39,7 +39,7 @@ def build(widths: tuple[int, ...] = WIDTHS) -> keras.Model:
 
 WEIGHTS = Weights(
     file="gpunet.npz",
-    sha256="e7fcb423a4154efc59e00dd71d1fd47fff3c974a35535f3313d7ea528d3e59c8",
+    sha256="ea869504d1451a6a20bc7c478d271038723db63471ab3a2814d0b8bf4b87ab34",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see gpunet.json beside the weights)",
 )
@@ -59,7 +59,7 @@ SPEC = ModelSpec(
     regions=count.COUNTED,
     predict=count.predictor("gpunet", network),
     spacing=crops.SPACING_MM,
-    normalise="0.5 to 99.5 percentile of the region become 0 to 1",
+    normalise="white matter becomes 0, fluid 1",
     build=build,
     network=network,
     weights=WEIGHTS,

@@ -18,6 +18,7 @@ from scipy import special
 
 from bids_epvs.models import weights
 from bids_epvs.models.spec import ModelSpec, Weights, recorded
+from bids_epvs.prepare.intensity import fluid_step
 from bids_epvs.prepare.regions import NAMES, WHITE_MATTER
 from bids_epvs.prepare.resample import bounding_box, thickness
 from bids_epvs.records import Prediction, Prepared
@@ -71,12 +72,9 @@ def normalised(image: np.ndarray, brain: np.ndarray, white: np.ndarray, fluid: n
     ndarray of float32
         Within `RANGE`.
     """
-    centre = float(np.median(image[white])) if white.any() else float(np.median(image[brain])) if brain.any() else 1.0
-    away = 0.4 * centre  # SWI: fluid is hardly brighter than tissue
-    if name != "SWI" and fluid.any():
-        quantile = 75 if name == "T2w" else 25  # less partial volume than in the middle
-        away = max(away, abs(float(np.percentile(image[fluid], quantile)) - centre))
-    scaled = (image - np.float32(centre)) / np.float32(max(away, 1e-6))
+    known = fluid if name != "SWI" else np.zeros_like(fluid)  # there fluid is hardly brighter than tissue
+    centre, away = fluid_step(image, white if white.any() else brain, known, dark=name != "T2w")
+    scaled = (image - np.float32(centre)) / np.float32(away)
     return np.where(brain, np.clip(scaled, *RANGE), RANGE[0]).astype(np.float32)
 
 

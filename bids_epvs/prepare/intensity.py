@@ -35,6 +35,32 @@ def levels(image: np.ndarray, white: np.ndarray, fluid: np.ndarray) -> Levels:
     return Levels(centre, max(top, centre + 1e-6), noise)
 
 
+LEAST_STEP = 0.4
+"""From tissue to fluid, as a share of the intensity of tissue: less is no fluid."""
+
+
+def fluid_step(
+    image: np.ndarray, tissue: np.ndarray, fluid: np.ndarray, *, dark: bool = False, else_step: float = LEAST_STEP
+) -> tuple[float, float]:
+    """Median of tissue, and the distance from there to fluid, at least `LEAST_STEP` of the median.
+
+    Parameters
+    ----------
+    image : ndarray
+    tissue, fluid : ndarray of bool
+        Without any tissue the median is 1.
+    dark : bool
+        Fluid is darker than tissue.
+    else_step : float
+        Distance without any fluid, as a share of the median.
+    """
+    centre = float(np.median(image[tissue])) if tissue.any() else 1.0
+    if not fluid.any():
+        return centre, max(else_step * centre, 1e-6)
+    end = float(np.percentile(image[fluid], 25 if dark else 75))  # less partial volume than in the middle
+    return centre, max(LEAST_STEP * centre, abs(end - centre), 1e-6)
+
+
 def inverted(image: np.ndarray, white: np.ndarray) -> np.ndarray:
     """An image on which fluid is dark (T1w, FLAIR), turned about the median of white matter: fluid is bright."""
     centre = np.float32(np.median(image[white])) if white.any() else np.float32(image.max() / 2)

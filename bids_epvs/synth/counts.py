@@ -6,6 +6,7 @@ and hemisphere of one scan as the app hands it to the network, isotropic and wit
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from scipy import ndimage
 
 from bids_epvs.derivatives import write
 from bids_epvs.models import count
-from bids_epvs.prepare import crops
+from bids_epvs.prepare import crops, fields
 from bids_epvs.prepare.crops import Crop
 from bids_epvs.synth import examples, scene, tubes, volumes
 from bids_epvs.synth.examples import Task
@@ -22,17 +23,34 @@ from bids_epvs.synth.scene import Scene
 
 BURDENS = {"any": 0.6, "elderly": 0.15, "low": 0.1, "high": 0.15}
 """How often each of `tubes.BURDENS` is drawn."""
+OFF_MM = (0.0, 1.0)
+"""How far the borders of regions in training examples lie off, as those that the app finds do (standard deviation
+along each axis, drawn for each scan)."""
+_KNOTS_MM = 15.0
+"""Distance over which this changes."""
 
 
-def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
+def example(
+    rng: np.random.Generator, made: Scene, kind: str, *, off_mm: tuple[float, float] = OFF_MM
+) -> dict[str, Any]:
     """Regions of one T2w.
+
+    Parameters
+    ----------
+    rng : Generator
+    made : Scene
+    kind : str
+        Of protocol.
+    off_mm : tuple of float
+        Range of how far borders lie off; EPVS of other regions then count where the mask holds them.
 
     Returns
     -------
     dict
         For each index of `REGIONS` that is counted: ``image_<i>`` (uint8, `crops.as_bytes`),
         ``soft_<i>`` (uint8), ``mask_<i>`` (bool), ``at_<i>`` (int16, (n, 3) voxels) and ``share_<i>`` (float32, (n,)):
-        points of EPVS and the part of one EPVS that each stands for; ``spacing``.
+        points of EPVS and the part of one EPVS that each stands for; ``count_<i>``, the number of EPVS in the true
+        region; ``spacing``.
     """
     shot = volumes.t2w(rng, made, kind)
     spacing = shot.protocol.spacing
@@ -40,26 +58,53 @@ def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
     peak = ndimage.maximum(fraction, index, np.arange(1, len(made.tubes) + 1)) if made.tubes else []
     seen = [t for t, p in zip(made.tubes, np.atleast_1d(peak), strict=True) if p >= volumes.VISIBLE]
     out: dict[str, Any] = {"spacing": np.array(spacing, np.float32)}
-    for number, own in count.sides(shot.regions, shot.image, spacing).items():
-        at, share = points([t for t in seen if t.region == number], own, shot.affine[:3, 3])
+    found = np.where(shot.brain, regions_off(rng, made, spacing, float(rng.uniform(*off_mm))), 0)
+    for number, own in count.sides(found, shot.image, shot.csf, spacing).items():
+        at, share = points(seen, number, own, shot.affine[:3, 3])
+        out[f"count_{number}"] = np.float32(sum(t.region == number for t in seen))
         out[f"image_{number}"] = crops.as_bytes(own.image)
         out[f"soft_{number}"] = np.rint(own.soft * 255).astype(np.uint8)
         out[f"mask_{number}"], out[f"at_{number}"], out[f"share_{number}"] = own.mask, at, share
     return out
 
 
-def points(found: list[tubes.Tube], own: Crop, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels (n, 3) along the EPVS inside a crop, and the share of one EPVS that each point stands for."""
+def regions_off(rng: np.random.Generator, made: Scene, spacing: tuple[float, float, float], off: float) -> np.ndarray:
+    """`Scene.regions_on` with borders that lie `off` mm (standard deviation along each axis) from the true ones."""
+    shape, _ = made.grid(spacing)
+    if off == 0:
+        return made.regions_on(spacing)
+    extent = np.array(shape) * np.array(spacing)
+    knots = np.maximum(4, np.rint(extent / _KNOTS_MM).astype(int))
+    at = []
+    for axis, n in enumerate(shape):
+        along = ((np.arange(n) + 0.5) * spacing[axis]).reshape([-1 if a == axis else 1 for a in range(3)])
+        away = fields.smooth_field(rng.normal(0, off, knots), shape)
+        voxel = ((along + away) / (2 * made.head.spacing[axis])).astype(np.int32)
+        at.append(np.clip(voxel, 0, made.regions.shape[axis] - 1))
+    return np.asarray(made.regions[at[0], at[1], at[2]])
+
+
+def points(found: list[tubes.Tube], number: int, own: Crop, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels (n, 3) along the EPVS of a crop of region `number`, and the share of one EPVS that each stands for.
+
+    Of EPVS of other regions those inside the crop's mask.
+    """
     at, share = [np.zeros((0, 3), np.int16)], [np.zeros(0, np.float32)]
+    last = np.array(own.image.shape) - 1
     for tube in found:
         voxels = crops.voxel_of(tube.points - origin, own)
-        voxels = np.clip(voxels, 0, np.array(own.image.shape) - 1)
-        at.append(voxels.astype(np.int16))
-        share.append(np.full(len(voxels), 1 / len(voxels), np.float32))
+        part = np.full(len(voxels), 1 / len(voxels), np.float32)
+        if tube.region != number:
+            there = ((voxels >= 0) & (voxels <= last)).all(axis=1)
+            voxels, part = voxels[there], part[there]
+            inside = own.mask[tuple(voxels.T)]
+            voxels, part = voxels[inside], part[inside]
+        at.append(np.clip(voxels, 0, last).astype(np.int16))
+        share.append(part)
     return np.concatenate(at), np.concatenate(share)
 
 
-def write_examples(task: Task) -> None:
+def write_examples(task: Task, *, off_mm: tuple[float, float] = OFF_MM) -> None:
     """Write the two examples of a scene, unless they are there."""
     targets = volumes.targets(task)
     if all(path.exists() for path in targets.values()):
@@ -70,9 +115,18 @@ def write_examples(task: Task) -> None:
         rng, volumes.fine_head(task.head), burden=burden, age=float(rng.uniform(45, 92)), fine_mm=volumes.FINE_MM
     )
     for kind, path in targets.items():
-        write.arrays(path, example(rng, made, kind), compressed=False)
+        write.arrays(path, example(rng, made, kind, off_mm=off_mm), compressed=False)
 
 
-def generate(heads: tuple[Path, ...], out: Path, *, number: int, seed: int = 0, nprocs: int = 2) -> None:
+def generate(
+    heads: tuple[Path, ...],
+    out: Path,
+    *,
+    number: int,
+    seed: int = 0,
+    nprocs: int = 2,
+    off_mm: tuple[float, float] = OFF_MM,
+) -> None:
     """Write two examples (isotropic, thick slices) of each of `number` scenes; raises as `examples.generate`."""
-    examples.generate(write_examples, heads, out, number=number, seed=seed, nprocs=nprocs)
+    make = partial(write_examples, off_mm=off_mm)
+    examples.generate(make, heads, out, number=number, seed=seed, nprocs=nprocs)

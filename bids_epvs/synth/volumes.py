@@ -100,17 +100,29 @@ class Shot(NamedTuple):
     image: np.ndarray
     brain: np.ndarray
     regions: np.ndarray
+    csf: np.ndarray
 
 
 def t2w(rng: np.random.Generator, made: Scene, kind: str) -> Shot:
-    """One T2w of a scene by a random protocol: bool brain, uint8 indices of `REGIONS`."""
+    """One T2w of a scene by a random protocol: bool brain, uint8 indices of `REGIONS`, bool large fluid."""
     protocol = draw_protocol(rng, kind)
     shape, affine = made.grid(protocol.spacing)
     grid = nib.Nifti1Image(np.broadcast_to(np.uint8(0), shape), affine)
     look = draw_look(rng, "T2w", strength=float(rng.uniform(0.5, 1.0)), tesla=protocol.tesla)
     image = made.scan(rng, look, protocol)
-    brain = ndimage.binary_opening(np.isin(labels_on(made, grid), BRAIN))
-    return Shot(protocol, affine, image, brain, np.where(brain, made.regions_on(protocol.spacing), 0).astype(np.uint8))
+    found = labels_on(made, grid)
+    brain = ndimage.binary_opening(np.isin(found, BRAIN))
+    regions = np.where(brain, made.regions_on(protocol.spacing), 0).astype(np.uint8)
+    csf = fluid(image, regions, np.where(brain, found, 0), protocol.spacing)
+    return Shot(protocol, affine, image, brain, regions, csf)
+
+
+def fluid(
+    image: np.ndarray, regions: np.ndarray, labels: np.ndarray, spacing: tuple[float, float, float]
+) -> np.ndarray:
+    """Large fluid of a T2w, as the app finds it; `labels` are 0 outside the brain."""
+    level = levels(image, np.isin(regions, WHITE_MATTER), np.isin(labels, (4, 43)))
+    return large_fluid(image, labels, spacing, level)
 
 
 def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
@@ -133,8 +145,7 @@ def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
     white = np.isin(regions, WHITE_MATTER)
     images = {name: sequence(rng, made, name, first, grid, strength) for name in unet.SEQUENCES}
     box = bounding_box(brain, 4)
-    level = levels(images["T2w"], white, np.isin(found, (4, 43)))
-    csf = large_fluid(images["T2w"], np.where(brain, found, 0), first.spacing, level)
+    csf = fluid(images["T2w"], regions, np.where(brain, found, 0), first.spacing)
     low, high = unet.RANGE
     stack = []
     for name in unet.SEQUENCES:

@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from scipy import ndimage
 
 from bids_epvs.measure import agreement
 from bids_epvs.models import count, gpunet
@@ -22,8 +23,11 @@ BLOCK = (48, 48, 24)
 """Voxels of a training block."""
 CELL = (8, 8, 4)
 """Voxels of a cell: where simulation says in which cell EPVS are, the counts of cells teach too."""
-OFTEN = {"BasalGanglia": 0.15, "CentrumSemiovale": 0.2, "Hippocampus": 0.5, "Midbrain": 0.15}
-"""How often a block is cut out of each region: the hippocampus most, as fluid in and around it looks like its EPVS."""
+OFTEN = {"BasalGanglia": 0.2, "CentrumSemiovale": 0.35, "Hippocampus": 0.3, "Midbrain": 0.15}
+"""How often a block is cut out of each region: the largest, and the one whose fluid looks like EPVS, most."""
+ADDED, GRAIN = 0.03, 1.0
+"""Most noise that is added to a block (as a share of the step from white matter to fluid), and its widest grain
+(standard deviation, voxels)."""
 PART = 0.5
 """Share of blocks of which only what lies on one side of a random plane is counted."""
 BUILD: Mapping[str, Callable[..., keras.Model]] = {"cnn": count.build, "gpunet": gpunet.build}
@@ -46,6 +50,8 @@ class Region:
         Points of EPVS and the part of one EPVS that each stands for.
     known : float, optional
         Number of EPVS where only that is known, not where they are.
+    count : float, optional
+        Number of EPVS in the true region, if the mask is another one.
     """
 
     name: str
@@ -56,16 +62,23 @@ class Region:
     at: np.ndarray
     share: np.ndarray
     known: float | None = None
+    count: float | None = None
 
     @cached_property
     def tissue(self) -> float:
         """Intensity of the region, as `crops.level`."""
         return float(crops.from_bytes(np.array(np.median(self.image[self.mask])))) if self.mask.any() else 0.0
 
+    @cached_property
+    def noise(self) -> float:
+        """As `crops.noise`."""
+        return crops.noise(crops.from_bytes(self.image), self.mask)
+
     @property
     def total(self) -> float:
         """Number of EPVS."""
-        return float(self.share.sum()) if self.known is None else self.known
+        told = self.count if self.known is None else self.known
+        return float(self.share.sum()) if told is None else told
 
 
 def read(path: Path) -> dict[int, Region]:
@@ -78,6 +91,7 @@ def read(path: Path) -> dict[int, Region]:
                 name=REGIONS[k].name,
                 slice_mm=slice_mm,
                 known=float(stored[f"total_{k}"]) if f"total_{k}" in stored else None,
+                count=float(stored[f"count_{k}"]) if f"count_{k}" in stored else None,
                 **{part: stored[f"{part}_{k}"] for part in parts},
             )
             for k in names
@@ -137,22 +151,26 @@ def block(rng: np.random.Generator, region: Region, size: tuple[int, int, int] =
     known = ((at >= 0) & (at < high - low)).all(axis=1)
     at, share = at[known], region.share[known]
     counted = share * mask[tuple(at.T)]
-    image = crops.stretched(_varied(rng, region.image[box]), region.tissue) * (region.soft[box] / np.float32(255))
+    varied, noise = _varied(rng, region.image[box], region.noise)
+    image = crops.stretched(varied, region.tissue) * (region.soft[box] / np.float32(255))
     pad = [(0, s - n) for s, n in zip(size, mask.shape, strict=True)]
     number = np.zeros([s // c for s, c in zip(size, CELL, strict=True)], np.float32)
     np.add.at(number, tuple((at // CELL).T), counted)
     flip = tuple(slice(None, None, -1) if rng.random() < 0.5 else slice(None) for _ in range(3))
     seen, inside = (np.pad(a, pad)[flip][..., None].astype(np.float32) for a in (image, mask))
-    return seen, inside, count.marks(region.name, region.slice_mm), np.ascontiguousarray(number[flip])[..., None]
+    told = count.marks(region.name, region.slice_mm, noise)
+    return seen, inside, told, np.ascontiguousarray(number[flip])[..., None]
 
 
 def whole(rng: np.random.Generator, region: Region) -> tuple[np.ndarray, ...]:
     """A whole region with other intensities and flips, sides divisible by `count.MULTIPLE`; as `block`."""
-    image = crops.stretched(_varied(rng, region.image), region.tissue) * (region.soft / np.float32(255))
+    varied, noise = _varied(rng, region.image, region.noise)
+    image = crops.stretched(varied, region.tissue) * (region.soft / np.float32(255))
     pad = [(0, -n % count.MULTIPLE) for n in image.shape]
     flip = tuple(slice(None, None, -1) if rng.random() < 0.5 else slice(None) for _ in range(3))
     seen, inside = (np.pad(a, pad)[flip][..., None].astype(np.float32) for a in (image, region.mask))
-    return seen, inside, count.marks(region.name, region.slice_mm), np.full((1, 1, 1, 1), region.total, np.float32)
+    told = count.marks(region.name, region.slice_mm, noise)
+    return seen, inside, told, np.full((1, 1, 1, 1), region.total, np.float32)
 
 
 def _half(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -165,11 +183,14 @@ def _half(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return (away > 0).astype(np.float32)
 
 
-def _varied(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Intensities with a random scale, offset and noise."""
+def _varied(rng: np.random.Generator, image: np.ndarray, noise: float) -> tuple[np.ndarray, float]:
+    """Intensities with a random scale, offset and noise of a random grain in the plane, and how noisy they are then."""
     out = crops.from_bytes(image)
-    out = out * np.float32(np.exp(rng.normal(0, 0.1))) + np.float32(rng.normal(0, 0.02))
-    return out + rng.standard_normal(out.shape, dtype=np.float32) * np.float32(rng.uniform(0, 0.02))
+    scale, offset = float(np.exp(rng.normal(0, 0.1))), float(rng.normal(0, 0.01))
+    added, grain = float(rng.uniform(0, ADDED)), float(rng.uniform(0, GRAIN))
+    more = ndimage.gaussian_filter(rng.standard_normal(out.shape, dtype=np.float32), (grain, grain, 0))
+    out = out * np.float32(scale) + np.float32(offset) + more * np.float32(added / max(float(more.std()), 1e-6))
+    return out, float(np.hypot(scale * noise, added))
 
 
 def loss(target: Any, density: Any) -> Any:
@@ -202,7 +223,7 @@ def loss(target: Any, density: Any) -> Any:
 def counted(model: keras.Model, region: Region) -> float:
     """Number of EPVS that a network finds in a whole region."""
     seen = crops.stretched(crops.from_bytes(region.image), region.tissue) * (region.soft / np.float32(255))
-    given = count.inputs(seen, region.mask, region.name, region.slice_mm)
+    given = count.inputs(seen, region.mask, region.name, region.slice_mm, region.noise)
     return float(np.asarray(model.predict_on_batch(list(given))).sum())
 
 

@@ -104,7 +104,7 @@ def counted(session: Session, *, region: str) -> dict[str, Any]:
         The scan does not show the region.
     """
     made = prepared(session)
-    sides = count.sides(made.regions, made.images["T2w"], made.spacing)
+    sides = count.sides(made.regions, made.images["T2w"], made.csf, made.spacing)
     own = [c for k, c in sides.items() if REGIONS[k].name == region]
     if not own:
         raise NothingToDoError(f"the scan does not show the {region}.", where=session.path(seg="epvs", suffix="dseg"))

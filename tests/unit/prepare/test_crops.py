@@ -18,9 +18,9 @@ def test_the_region_keeps_its_volume_and_place(spacing, mirrored, rng):
     shape = tuple(round(60 / s) for s in spacing)
     region = blob(shape, np.array(shape) * [0.4, 0.6, 0.5], 13.0, spacing)
     image = (100 + 50 * region + rng.normal(0, 1, shape)).astype(np.float32)
-    made = crops.crop(image, region, spacing, mirrored=mirrored)
+    made = crops.crop(image, region, spacing, scale=(100, 50), mirrored=mirrored)
     assert made.mask.sum() * np.prod(crops.SPACING_MM) == pytest.approx(region.sum() * np.prod(spacing), rel=0.05)
-    assert np.median(made.image[made.mask]) > 0.8
+    assert np.median(made.image[made.mask]) == pytest.approx(1, abs=0.05), "50 above 100 of 50"
     assert made.soft[made.mask].min() > 0.9
     outside = made.soft[~made.mask & (made.soft < 0.01)]
     assert outside.size > 0
@@ -35,7 +35,7 @@ def test_mirroring_is_undone():
     shape, spacing = (40, 30, 12), (0.6, 0.6, 3.0)
     region = blob(shape, (14, 15, 6), 6.0, spacing)
     image = np.where(np.arange(40)[:, None, None] < 14, 1.0, 2.0) * np.ones(shape)
-    made = {m: crops.crop(image.astype(np.float32), region, spacing, mirrored=m) for m in (False, True)}
+    made = {m: crops.crop(image.astype(np.float32), region, spacing, scale=(1, 1), mirrored=m) for m in (False, True)}
     assert np.array_equal(made[True].image[::-1], made[False].image)
     there, mirrored = (crops.back(c.image, c, shape) for c in made.values())
     assert np.allclose(there, mirrored)
@@ -50,13 +50,14 @@ def test_points_fall_where_voxels_are():
     image[17:19, 12:14, 6] = 5.0
     point = np.array([[17.5 * 0.6, 12.5 * 0.6, 18.0]])  # mm from the centre of the first voxel
     for mirrored in (False, True):
-        made = crops.crop(image, region, spacing, mirrored=mirrored)
+        made = crops.crop(image, region, spacing, scale=(1, 8), mirrored=mirrored)
         (voxel,) = crops.voxel_of(point, made)
         assert made.image[tuple(voxel)] == made.image.max()
 
 
 def test_a_region_that_is_not_there_has_no_crop():
-    assert crops.crop(np.ones((5, 5, 5)), np.zeros((5, 5, 5), bool), (1.0, 1.0, 1.0), mirrored=False) is None
+    image, region = np.ones((5, 5, 5)), np.zeros((5, 5, 5), bool)
+    assert crops.crop(image, region, (1.0, 1.0, 1.0), scale=(0, 1), mirrored=False) is None
 
 
 def test_tissue_is_0_and_what_is_near_it_is_spread_out():
@@ -64,8 +65,20 @@ def test_tissue_is_0_and_what_is_near_it_is_spread_out():
     mask = np.array([True, True, True, False, False])
     tissue = crops.level(image, mask)
     assert tissue == pytest.approx(0.2)
-    np.testing.assert_allclose(crops.stretched(image, tissue), [-0.4, 0, 0.4, 0.6, 2.0], atol=1e-6)
+    np.testing.assert_allclose(crops.stretched(image, tissue), [-0.6, 0, 0.6, 0.9, 2.0], atol=1e-6)
     assert crops.level(image, np.zeros(5, bool)) == 0
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.05, 0.2])
+def test_noise_is_the_spread_of_tissue_whatever_stands_out_of_it(sigma, rng):
+    shape = (40, 40, 20)
+    image, mask = rng.normal(0.1, sigma, shape).astype(np.float32), np.ones(shape, bool)
+    mask[:, :5] = False
+    image[:, :5], image[20:22, 10:30] = 5.0, 0.9  # outside; EPVS inside
+    assert crops.noise(image, mask) == pytest.approx(sigma, rel=0.06)
+    kept = crops.from_bytes(crops.as_bytes(np.clip(image, *crops.RANGE)))
+    assert crops.noise(kept, mask) == pytest.approx(crops.noise(image, mask), rel=0.08), "steps of bytes"
+    assert crops.noise(image, np.zeros(shape, bool)) == 0
 
 
 @pytest.mark.parametrize("shape", [(30, 25, 20), (9, 1, 2), (3, 3, 3)])

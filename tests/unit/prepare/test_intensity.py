@@ -50,3 +50,17 @@ def test_large_fluid_takes_ventricles_and_leaves_tubes():
     assert mask[10, 10, 4], "a lake of 6 mm in white matter"
     assert not mask[50, 50, 4], "a tube of 1 mm"
     assert not mask[45, 10, 4]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_step_to_fluid_is_that_of_its_brightest_or_darkest_part(dark, rng):
+    image, shape = np.full((20, 20, 10), 400.0), (20, 20, 10)
+    tissue, fluid, none = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, bool)
+    tissue[:10], fluid[12:] = True, True
+    far = -300 if dark else 700
+    image[fluid] += far * rng.choice([0.5, 1.0], fluid.sum(), p=[0.4, 0.6])  # the rest is partial volume
+    assert intensity.fluid_step(image, tissue, fluid, dark=dark) == (400, abs(far))
+    assert intensity.fluid_step(image, tissue, none, dark=dark) == (400, pytest.approx(160))
+    assert intensity.fluid_step(image, tissue, none, else_step=1.9) == (400, pytest.approx(760))
+    assert intensity.fluid_step(image, tissue, tissue) == (400, pytest.approx(160)), "as bright as tissue: no fluid"
+    assert intensity.fluid_step(np.zeros(shape), none, none)[1] > 0

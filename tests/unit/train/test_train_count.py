@@ -3,8 +3,10 @@
 import keras
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bids_epvs.models import count, gpunet
+from bids_epvs.prepare import crops
 from bids_epvs.synth import anatomy, counts, scene, volumes
 from bids_epvs.train import count as training
 from bids_epvs.train import loop
@@ -51,6 +53,41 @@ def test_an_example_counts_what_can_be_seen(simulated, kind, rng, tmp_path):
     assert np.median(region.image[at][inside]) > np.median(region.image[region.mask]) + 8
 
 
+def test_what_is_seen_does_not_depend_on_how_much_fluid_the_mask_leaves_out(simulated, rng):
+    """Between the extremes of a region, noise counted as EPVS where a mask kept clear of the fluid beside it."""
+    shot = volumes.t2w(rng, simulated, "clinical")
+    tight = np.where(ndimage.binary_dilation(shot.csf, iterations=4), 0, shot.regions)
+    given = [(r, shot.image, shot.csf, shot.protocol.spacing) for r in (shot.regions, tight)]
+    seen = []
+    for own in (count.sides(*g)[3] for g in given):
+        back = crops.back(own.image, own, shot.image.shape)
+        seen.append(back[tight == 3])
+    assert np.median(np.abs(seen[0] - seen[1])) < 0.02
+    assert np.corrcoef(*seen)[0, 1] > 0.95
+
+
+def test_borders_lie_off_as_far_as_asked(simulated, rng):
+    spacing = (0.7, 0.7, 4.0)
+    true = simulated.regions_on(spacing) == 3
+    assert np.array_equal(counts.regions_off(rng, simulated, spacing, 0.0) == 3, true)
+    dice = []
+    for off in (0.3, 1.0):
+        found = counts.regions_off(rng, simulated, spacing, off) == 3
+        dice.append(2 * (found & true).sum() / (found.sum() + true.sum()))
+    assert 0.99 > dice[0] > dice[1] > 0.7
+
+
+def test_epvs_of_another_region_count_where_the_mask_holds_them(simulated, rng):
+    shot = volumes.t2w(rng, simulated, "research")
+    origin, spacing = shot.affine[:3, 3], shot.protocol.spacing
+    both = np.where(np.isin(shot.regions, (3, 11)), 3, 0)  # the other white matter of that side is taken for it
+    wide, own = (count.sides(r, shot.image, shot.csf, spacing)[3] for r in (both, shot.regions))
+    here, there = (sum(t.region == k for t in simulated.tubes) for k in (3, 11))
+    assert there > 0
+    assert counts.points(list(simulated.tubes), 3, wide, origin)[1].sum() == pytest.approx(here + there, rel=0.1)
+    assert counts.points(list(simulated.tubes), 3, own, origin)[1].sum() == pytest.approx(here, rel=0.1)
+
+
 def test_a_block_has_the_number_of_epvs_inside_it(path, rng):
     regions = training.read(path)
     assert {r.name: r.total for r in regions.values()}["CentrumSemiovale"] == 30
@@ -62,7 +99,7 @@ def test_a_block_has_the_number_of_epvs_inside_it(path, rng):
         assert number.sum() == pytest.approx(bright.sum(), abs=1)
         cells = bright.reshape(4, 8, 4, 8, 4, 4).sum(axis=(1, 3, 5))
         assert np.abs(cells - number[..., 0]).sum() <= 2
-        assert told.tolist() == count.marks("CentrumSemiovale", 4.0).tolist()
+        assert told[:-1].tolist() == count.marks("CentrumSemiovale", 4.0, 0.1)[:-1].tolist()
     whole = training.block(rng, regions[1], (64, 64, 32))
     assert whole[0].shape == (64, 64, 32, 1)
 
