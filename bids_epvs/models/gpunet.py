@@ -39,7 +39,7 @@ def build(widths: tuple[int, ...] = WIDTHS) -> keras.Model:
 
 WEIGHTS = Weights(
     file="gpunet.npz",
-    sha256="ea869504d1451a6a20bc7c478d271038723db63471ab3a2814d0b8bf4b87ab34",
+    sha256="91a6bc8c2e0d4f91cc5eae34ab482406920b7d0eae4d03ee669c704b8905afe4",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see gpunet.json beside the weights)",
 )

@@ -7,6 +7,7 @@ Dubost et al. 2019, doi:10.1016/j.neuroimage.2018.10.026 (masks dilated, smoothe
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
@@ -57,11 +58,6 @@ class Crop:
         """What a network sees: `stretched`, times the soft mask."""
         return stretched(self.image, level(self.image, self.mask)) * self.soft
 
-    @property
-    def noise(self) -> float:
-        """As `noise` of the region."""
-        return noise(self.image, self.mask)
-
 
 def level(image: np.ndarray, mask: np.ndarray) -> float:
     """Median of a region: its tissue."""
@@ -73,7 +69,7 @@ _MIDDLE, _OF_NORMAL = 75.0, 0.5147
 
 
 def noise(image: np.ndarray, mask: np.ndarray) -> float:
-    """Standard deviation of a region without its extremes: noise, and in the basal ganglia the contrast of nuclei.
+    """Standard deviation of a region without its extremes: noise, and the contrast between its parts.
 
     From the mean of the 75 % smallest distances to the median, which steps of stored bytes do not make coarse.
     """
@@ -81,6 +77,11 @@ def noise(image: np.ndarray, mask: np.ndarray) -> float:
         return 0.0
     away = np.abs(image[mask] - np.float32(level(image, mask)))
     return float(away[away <= np.percentile(away, _MIDDLE)].mean()) / _OF_NORMAL
+
+
+def scan_noise(regions: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Noise of a scan from the images and masks of its regions: that of the most uniform one, 0 without any."""
+    return min((noise(image, mask) for image, mask in regions), default=0.0)
 
 
 def stretched(image: np.ndarray, tissue: float) -> np.ndarray:

@@ -50,7 +50,7 @@ def example(
         For each index of `REGIONS` that is counted: ``image_<i>`` (uint8, `crops.as_bytes`),
         ``soft_<i>`` (uint8), ``mask_<i>`` (bool), ``at_<i>`` (int16, (n, 3) voxels) and ``share_<i>`` (float32, (n,)):
         points of EPVS and the part of one EPVS that each stands for; ``count_<i>``, the number of EPVS in the true
-        region; ``spacing``.
+        region; ``spacing``, and ``noise`` (`crops.scan_noise`).
     """
     shot = volumes.t2w(rng, made, kind)
     spacing = shot.protocol.spacing
@@ -59,7 +59,9 @@ def example(
     seen = [t for t, p in zip(made.tubes, np.atleast_1d(peak), strict=True) if p >= volumes.VISIBLE]
     out: dict[str, Any] = {"spacing": np.array(spacing, np.float32)}
     found = np.where(shot.brain, regions_off(rng, made, spacing, float(rng.uniform(*off_mm))), 0)
-    for number, own in count.sides(found, shot.image, shot.csf, spacing).items():
+    shown = count.sides(found, shot.image, shot.csf, spacing)
+    out["noise"] = np.float32(crops.scan_noise((own.image, own.mask) for own in shown.values()))
+    for number, own in shown.items():
         at, share = points(seen, number, own, shot.affine[:3, 3])
         out[f"count_{number}"] = np.float32(sum(t.region == number for t in seen))
         out[f"image_{number}"] = crops.as_bytes(own.image)

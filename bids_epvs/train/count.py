@@ -23,7 +23,7 @@ BLOCK = (48, 48, 24)
 """Voxels of a training block."""
 CELL = (8, 8, 4)
 """Voxels of a cell: where simulation says in which cell EPVS are, the counts of cells teach too."""
-OFTEN = {"BasalGanglia": 0.2, "CentrumSemiovale": 0.35, "Hippocampus": 0.3, "Midbrain": 0.15}
+OFTEN = {"BasalGanglia": 0.2, "CentrumSemiovale": 0.25, "Hippocampus": 0.4, "Midbrain": 0.15}
 """How often a block is cut out of each region: the largest, and the one whose fluid looks like EPVS, most."""
 ADDED, GRAIN = 0.03, 1.0
 """Most noise that is added to a block (as a share of the step from white matter to fluid), and its widest grain
@@ -52,6 +52,8 @@ class Region:
         Number of EPVS where only that is known, not where they are.
     count : float, optional
         Number of EPVS in the true region, if the mask is another one.
+    noise : float
+        `crops.scan_noise`.
     """
 
     name: str
@@ -63,16 +65,12 @@ class Region:
     share: np.ndarray
     known: float | None = None
     count: float | None = None
+    noise: float = 0.0
 
     @cached_property
     def tissue(self) -> float:
         """Intensity of the region, as `crops.level`."""
         return float(crops.from_bytes(np.array(np.median(self.image[self.mask])))) if self.mask.any() else 0.0
-
-    @cached_property
-    def noise(self) -> float:
-        """As `crops.noise`."""
-        return crops.noise(crops.from_bytes(self.image), self.mask)
 
     @property
     def total(self) -> float:
@@ -86,13 +84,17 @@ def read(path: Path) -> dict[int, Region]:
     with np.load(path) as stored:
         names = [int(n.removeprefix("image_")) for n in stored.files if n.startswith("image_")]
         slice_mm, parts = float(stored["spacing"][2]), ("image", "soft", "mask", "at", "share")
+        found = {k: {part: stored[f"{part}_{k}"] for part in parts} for k in names}
+        images = ((crops.from_bytes(own["image"]), own["mask"]) for own in found.values())
+        noise = float(stored["noise"]) if "noise" in stored else crops.scan_noise(images)
         return {
             k: Region(
                 name=REGIONS[k].name,
                 slice_mm=slice_mm,
                 known=float(stored[f"total_{k}"]) if f"total_{k}" in stored else None,
                 count=float(stored[f"count_{k}"]) if f"count_{k}" in stored else None,
-                **{part: stored[f"{part}_{k}"] for part in parts},
+                noise=noise,
+                **found[k],
             )
             for k in names
         }

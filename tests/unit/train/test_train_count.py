@@ -66,6 +66,20 @@ def test_what_is_seen_does_not_depend_on_how_much_fluid_the_mask_leaves_out(simu
     assert np.corrcoef(*seen)[0, 1] > 0.95
 
 
+def test_networks_are_told_how_noisy_the_scan_is(simulated, rng, tmp_path):
+    """The contrast of nuclei and what EPVS add are no noise: the most uniform region says it, for all of them."""
+    np.savez(tmp_path / "example-00000.npz", **counts.example(rng, simulated, "research"))
+    found = training.read(tmp_path / "example-00000.npz")
+    assert len({r.noise for r in found.values()}) == 1
+    each = {k: crops.noise(crops.from_bytes(r.image), r.mask) for k, r in found.items()}
+    assert found[1].noise == pytest.approx(min(each.values()), rel=0.1)
+    assert found[1].noise < 0.8 * max(each.values())
+    told = {k: training.block(rng, r)[2] for k, r in found.items()}
+    quiet = count.marks(found[1].name, found[1].slice_mm, 0.5 * found[1].noise)
+    assert all(t[-1] > quiet[-1] for t in told.values()), "noise that was added is told too"
+    assert crops.scan_noise([]) == 0
+
+
 def test_borders_lie_off_as_far_as_asked(simulated, rng):
     spacing = (0.7, 0.7, 4.0)
     true = simulated.regions_on(spacing) == 3
