@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import pandas as pd
 from bids_epvs.evaluate import numbers
 from bids_epvs.models import count, gpunet
 from bids_epvs.prepare.resample import THICK_MM
-from bids_epvs.synth import counts
+from bids_epvs.synth import counts, examples
 from bids_epvs.train import count as training
 
 NETWORKS = {"cnn": count.network, "gpunet": gpunet.network}
@@ -38,7 +39,8 @@ def main() -> None:
     parser.add_argument("--weights", nargs="*", default=[], metavar="NAME=FILE")
     args = parser.parse_args()
     heads = tuple(args.labelmaps / f"sub-{s}_dseg.nii.gz" for s in args.subjects)
-    counts.generate(heads, args.out / "examples", number=args.scenes, seed=777, off_mm=(0.0, 0.0))
+    true_regions = partial(counts.write_examples, off_mm=(0.0, 0.0))
+    examples.generate(true_regions, heads, args.out / "examples", number=args.scenes, seed=777, nprocs=2)
     given = {name: Path(file) for name, file in (w.split("=", 1) for w in args.weights)}
     rows, speed = [], []
     for path in sorted((args.out / "examples").glob("example-*.npz")):

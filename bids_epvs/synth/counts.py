@@ -6,7 +6,6 @@ and hemisphere of one scan as the app hands it to the network, isotropic and wit
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +119,6 @@ def write_examples(task: Task, *, off_mm: tuple[float, float] = OFF_MM) -> None:
         write.arrays(path, example(rng, made, kind, off_mm=off_mm), compressed=False)
 
 
-def generate(
-    heads: tuple[Path, ...],
-    out: Path,
-    *,
-    number: int,
-    seed: int = 0,
-    nprocs: int = 2,
-    off_mm: tuple[float, float] = OFF_MM,
-) -> None:
+def generate(heads: tuple[Path, ...], out: Path, *, number: int, seed: int = 0, nprocs: int = 2) -> None:
     """Write two examples (isotropic, thick slices) of each of `number` scenes; raises as `examples.generate`."""
-    make = partial(write_examples, off_mm=off_mm)
-    examples.generate(make, heads, out, number=number, seed=seed, nprocs=nprocs)
+    examples.generate(write_examples, heads, out, number=number, seed=seed, nprocs=nprocs)

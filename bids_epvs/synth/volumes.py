@@ -100,11 +100,16 @@ class Shot(NamedTuple):
     image: np.ndarray
     brain: np.ndarray
     regions: np.ndarray
-    csf: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def csf(self) -> np.ndarray:
+        """Large fluid, bool."""
+        return fluid(self.image, np.isin(self.regions, WHITE_MATTER), self.labels, self.protocol.spacing)
 
 
 def t2w(rng: np.random.Generator, made: Scene, kind: str) -> Shot:
-    """One T2w of a scene by a random protocol: bool brain, uint8 indices of `REGIONS`, bool large fluid."""
+    """One T2w of a scene by a random protocol: bool brain, uint8 indices of `REGIONS`, labels of the brain."""
     protocol = draw_protocol(rng, kind)
     shape, affine = made.grid(protocol.spacing)
     grid = nib.Nifti1Image(np.broadcast_to(np.uint8(0), shape), affine)
@@ -113,16 +118,12 @@ def t2w(rng: np.random.Generator, made: Scene, kind: str) -> Shot:
     found = labels_on(made, grid)
     brain = ndimage.binary_opening(np.isin(found, BRAIN))
     regions = np.where(brain, made.regions_on(protocol.spacing), 0).astype(np.uint8)
-    csf = fluid(image, regions, np.where(brain, found, 0), protocol.spacing)
-    return Shot(protocol, affine, image, brain, regions, csf)
+    return Shot(protocol, affine, image, brain, regions, np.where(brain, found, 0))
 
 
-def fluid(
-    image: np.ndarray, regions: np.ndarray, labels: np.ndarray, spacing: tuple[float, float, float]
-) -> np.ndarray:
+def fluid(image: np.ndarray, white: np.ndarray, labels: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
     """Large fluid of a T2w, as the app finds it; `labels` are 0 outside the brain."""
-    level = levels(image, np.isin(regions, WHITE_MATTER), np.isin(labels, (4, 43)))
-    return large_fluid(image, labels, spacing, level)
+    return large_fluid(image, labels, spacing, levels(image, white, np.isin(labels, (4, 43))))
 
 
 def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
     white = np.isin(regions, WHITE_MATTER)
     images = {name: sequence(rng, made, name, first, grid, strength) for name in unet.SEQUENCES}
     box = bounding_box(brain, 4)
-    csf = fluid(images["T2w"], regions, np.where(brain, found, 0), first.spacing)
+    csf = fluid(images["T2w"], white, np.where(brain, found, 0), first.spacing)
     low, high = unet.RANGE
     stack = []
     for name in unet.SEQUENCES:

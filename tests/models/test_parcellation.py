@@ -61,7 +61,7 @@ def test_halves_give_the_whole_again():
 
 
 def test_a_mirrored_head_gives_mirrored_structures(rng):
-    keras.utils.set_random_seed(2)
+    keras.utils.set_random_seed(0)  # some random networks have a voxel at the edge of a decision
     model = parcellation.build(SMALL)
     change = model.get_weights()
     change[-2] = rng.normal(0, 0.5, change[-2].shape)
@@ -75,8 +75,7 @@ def test_a_mirrored_head_gives_mirrored_structures(rng):
     ]
     labels = parcellation.outputs()
     swap = [labels.index(mirrored(i)) for i in labels]
-    apart = np.abs(made[0] - made[1][::-1][..., swap]).max(axis=-1) > 1e-4
-    assert apart.sum() <= 2, "only a voxel at the edge of a decision, by rounding"
+    assert np.allclose(made[0], made[1][::-1][..., swap], atol=1e-4)
     assert np.abs(made[0] - made[0][::-1][..., swap]).max() > 0.1, "the image must matter"
 
 
