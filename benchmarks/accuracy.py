@@ -17,14 +17,12 @@ from scipy import ndimage
 
 from bids_epvs import pipeline
 from bids_epvs.evaluate.metrics import dice
+from bids_epvs.measure.lesions import VISIBLE
 from bids_epvs.models import default
 from bids_epvs.prepare.regions import NAMES, indices
 from bids_epvs.settings import Settings
 from bids_epvs.synth.dataset import Plan, simulate
 from bids_epvs.train import HELD_OUT_SUBJECTS
-
-VISIBLE = 0.3
-"""Share of a voxel that an EPVS must fill to be expected."""
 
 
 def voxels(path: Path) -> np.ndarray:

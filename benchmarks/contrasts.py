@@ -30,7 +30,8 @@ from bids_epvs.models import nuclei, slices
 from bids_epvs.prepare import ants, bias, register
 from bids_epvs.prepare.regions import REGIONS, from_labels
 from bids_epvs.prepare.resample import canonical, resample, to_native
-from bids_epvs.prepare.session import in_frame, prepare
+from bids_epvs.prepare.sequences import in_frame
+from bids_epvs.prepare.session import prepare
 from bids_epvs.synth import anatomy, scene
 
 PARTS = 8

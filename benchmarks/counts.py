@@ -68,7 +68,7 @@ def main() -> None:
                             "resolution": "thick" if slice_mm > THICK_MM else "isotropic",
                             "model": name,
                             "region": told.region,
-                            "count_truth": round(true),
+                            "count_visible": round(true),
                             "count": told.count,
                             "count_low": told.low,
                             "count_high": told.high,

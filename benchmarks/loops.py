@@ -21,7 +21,7 @@ import pandas as pd
 from bids_epvs.inputs.load import load_image
 from bids_epvs.inputs.query import find_scans
 from bids_epvs.prepare import ants, bias, register
-from bids_epvs.prepare.session import in_frame
+from bids_epvs.prepare.sequences import in_frame
 
 REACH_MM = (50.0, 65.0, 45.0)
 """Points lie as far as this from the middle of the T2w."""

@@ -20,12 +20,13 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from bids_epvs import pipeline, stages
+from bids_epvs import pipeline
 from bids_epvs.measure.lesions import instances
 from bids_epvs.models import unet
 from bids_epvs.prepare.regions import NAMES, WHITE_MATTER, indices
 from bids_epvs.records import Prepared
 from bids_epvs.settings import Settings
+from bids_epvs.stages import disk
 
 
 def lesions(prepared: Prepared) -> np.ndarray:
@@ -51,7 +52,7 @@ def main() -> None:
     settings = Settings(bids_dir=args.bids, output_dir=args.out)
     rows = []
     for scan in pipeline.select(settings).scans:
-        whole = stages.read_prepared(scan, settings)
+        whole = disk.read_prepared(scan, settings)
         sick = lesions(whole) if "FLAIR" in whole.images else np.zeros(whole.brain.shape, bool)
         white = np.isin(whole.regions, WHITE_MATTER) & ~sick & ~whole.csf
         every = tuple(n for n in unet.SEQUENCES if n in whole.images)

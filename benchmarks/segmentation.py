@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from bids_epvs.evaluate import cases, metrics, tables
-from bids_epvs.measure.lesions import instances
+from bids_epvs.measure.lesions import VISIBLE, instances
 from bids_epvs.models import load, unet
 from bids_epvs.prepare.resample import THICK_MM, thickness
 from bids_epvs.records import Prepared
@@ -48,7 +48,7 @@ def truth(stored: dict[str, np.ndarray]) -> metrics.Truth:
     """What is known, inside the regions."""
     inside = stored["regions"] > 0
     lesions = np.where(inside, stored["index"], 0).astype(np.int32)
-    shown = (stored["fraction"] >= 255 * cases.VISIBLE) & inside
+    shown = (stored["fraction"] >= 255 * VISIBLE) & inside
     expected = np.unique(lesions[shown & (lesions > 0)])
     return metrics.Truth((stored["fraction"] >= 128) & inside, lesions, expected, stored["fraction"] / np.float32(255))
 

@@ -29,7 +29,7 @@ from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 
-from bids_epvs import __version__, logs, stages
+from bids_epvs import __version__, logs
 from bids_epvs.derivatives import paths, write
 from bids_epvs.errors import EpvsError, NothingToDoError, TemporaryError, UsageError
 from bids_epvs.inputs import query
@@ -39,6 +39,7 @@ from bids_epvs.prepare.template import space_grid
 from bids_epvs.records import REFERENCES, Outcome, Prepared, Scan
 from bids_epvs.report import boilerplate
 from bids_epvs.settings import Settings
+from bids_epvs.stages import disk, methods, preparation, results
 
 logger = logging.getLogger(__name__)
 
@@ -169,12 +170,12 @@ def _all_subjects(
     by_subject: list[list[Scan]], settings: Settings, run: logs.Run, watch: logs.Watch
 ) -> Iterable[Outcome]:
     """Outcomes of all subjects, in processes of their own where more than one may run."""
-    results = (
+    finished = (
         (run_subject(scans, settings, run, watch) for scans in by_subject)
         if settings.nprocs == 1
         else _in_processes(by_subject, settings, run)
     )
-    for outcomes in results:
+    for outcomes in finished:
         for outcome in outcomes:
             watch.done(outcome)
             yield outcome
@@ -210,7 +211,7 @@ def _alone(scans: list[Scan], settings: Settings, run: logs.Run) -> list[Outcome
 def run_subject(scans: list[Scan], settings: Settings, run: logs.Run, watch: logs.Watch | None = None) -> list[Outcome]:
     """Stages 1-5 for each session of one subject, then its report (stage 6). The only place that catches everything."""
     logs.configure_worker(settings, run)
-    with stages.helper(settings, run) as helper:
+    with preparation.helper(settings, run) as helper:
         outcomes = _sessions(scans, settings, run, watch or logs.Watch(), helper)
         failed = any(o.error for o in outcomes)  # the helper may have died of it
         return _report(scans, outcomes, settings, run, None if failed else helper)
@@ -241,18 +242,18 @@ def run_session(scan: Scan, settings: Settings, clock: logs.Clock, helper: Execu
     """Stages 1-5 of one session."""
     write.sweep(paths.session_dir(settings.output_dir, scan))
     with clock.stage("inputs"):
-        keys = stages.input_keys(scan, settings)
+        keys = disk.input_keys(scan, settings)
         clock.hashes.update(keys)
     with clock.stage("preparation") as note:
-        prepared_key = stages.preparation(scan, settings, keys, note, helper)
-    prepared = partial(stages.kept, scan, settings, prepared_key)
+        prepared_key = preparation.compute(scan, settings, keys, note, helper)
+    prepared = partial(disk.kept, scan, settings, prepared_key)
     model_keys = run_models(scan, settings, prepared_key, clock, prepared, helper)
     with clock.stage("measures") as note:
-        stages.measures(scan, settings, model_keys, prepared_key, note, prepared)
+        results.measures(scan, settings, model_keys, prepared_key, note, prepared)
     with clock.stage("output spaces") as note:
-        stages.spaces(scan, settings, model_keys, note)
+        results.spaces(scan, settings, model_keys, note)
     if settings.clean_workdir:
-        stages.clean(scan, settings)
+        disk.clean(scan, settings)
 
 
 def run_models(
@@ -274,7 +275,7 @@ def run_models(
 
     def apart(second: Executor) -> None:
         for name in each(waiting.pop):
-            keys[name], row = second.submit(stages.model_apart, scan, settings, name, prepared_key).result()
+            keys[name], row = second.submit(methods.compute_apart, scan, settings, name, prepared_key).result()
             clock.entries.append(row)
 
     with ThreadPoolExecutor(1) as beside:
@@ -282,7 +283,7 @@ def run_models(
         try:
             for name in each(waiting.popleft):
                 with clock.stage(f"model {name}") as note:
-                    keys[name] = stages.model(scan, settings, name, prepared_key, note, prepared)
+                    keys[name] = methods.compute(scan, settings, name, prepared_key, note, prepared)
         finally:
             waiting.clear()
         if there:
@@ -301,7 +302,7 @@ def _report(
     """Stage 6; a report that cannot be made is a failure of the subject's last session."""
     try:
         errors = {o.label: o.error for o in outcomes}
-        stages.report(scans, errors, settings, helper)
+        results.report(scans, errors, settings, helper)
     except Exception as error:
         crash = logs.crash(run, f"sub-{scans[0].subject}_report", traceback.format_exc())
         logger.error("report of sub-%s failed: %s (%s)", scans[0].subject, error, crash)

@@ -19,14 +19,12 @@ from bids_epvs.errors import DataError, NothingToDoError
 from bids_epvs.evaluate import metrics
 from bids_epvs.evaluate.metrics import Detection, Truth
 from bids_epvs.measure import agreement
-from bids_epvs.measure.lesions import instances
+from bids_epvs.measure.lesions import VISIBLE, instances
 from bids_epvs.prepare.regions import NAMES, indices
 from bids_epvs.prepare.resample import THICK_MM, bounding_box
 
 logger = logging.getLogger(__name__)
 
-VISIBLE = 0.3
-"""Share of some voxel that a simulated EPVS must fill to be expected."""
 DIAMETERS = ((0.0, 0.8), (0.8, 1.0), (1.0, 1.5), (1.5, np.inf))
 """Classes of mean diameter (mm)."""
 LESION_COLUMNS = ["label", "model", "slice_mm", "kind", "index", "found", "diameter_mm", "on_mimic"]
@@ -128,6 +126,8 @@ class Known:
         Indices of `REGIONS`.
     diameter : mapping of int to float
         Mean diameter (mm) of each EPVS; empty where it is not known.
+    region : mapping of int to str
+        Region of each EPVS; empty where it is not known.
     mimics : ndarray of bool, optional
         Lesions and vessels that may be taken for EPVS.
     """
@@ -136,6 +136,7 @@ class Known:
     truth: Truth
     regions: np.ndarray
     diameter: dict[int, float]
+    region: dict[int, str]
     mimics: np.ndarray | None
 
     @property
@@ -158,10 +159,13 @@ def read_truth(case: Case) -> Known:
         peak = ndimage.maximum(filled, lesions, expected) if expected.size else []
         expected = expected[np.asarray(peak) >= VISIBLE]
     table, mimics = Path(f"{stem}_desc-truth_epvs.tsv"), Path(f"{stem}_desc-mimics_dseg.nii.gz")
-    diameter = {}
+    diameter, region = {}, {}
     if table.is_file():
         rows = write.read_table(table)
-        diameter = dict(zip(rows["index"].astype(int), rows["width_mean_mm"].astype(float), strict=True))
+        number = rows["index"].astype(int)
+        diameter = dict(zip(number, rows["width_mean_mm"].astype(float), strict=True))
+        if "region" in rows:
+            region = dict(zip(number, rows["region"].astype(str), strict=True))
     own = Path(f"{stem}_seg-epvs_dseg.nii.gz")
     regions = own if own.is_file() else case.results / f"{case.label}_seg-epvs_dseg.nii.gz"
     return Known(
@@ -169,6 +173,7 @@ def read_truth(case: Case) -> Known:
         Truth(mask, lesions, expected, filled),
         np.asarray(_load(regions, frame).dataobj).astype(np.uint8),
         diameter,
+        region,
         np.asarray(_load(mimics, frame).dataobj) > 0 if mimics.is_file() else None,
     )
 

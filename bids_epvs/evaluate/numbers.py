@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import combinations
 from typing import Any
@@ -18,10 +19,12 @@ from bids_epvs.prepare.regions import NAMES
 
 CHANCES = [f"p_{k}" for k in range(GRADES)]
 COLUMNS = [
-    *("label", "resolution", "model", "region", "count_truth", "count", "count_low", "count_high"),
+    *("label", "resolution", "model", "region", "count_truth", "count_visible", "count", "count_low", "count_high"),
     *("grade_truth", "severe_truth", "rating", "rating_scale", *CHANCES),
 ]
 """Of the rows of `rows`."""
+TRUTHS = {"all": "count_truth", "visible": "count_visible"}
+"""What counts are compared with: every EPVS, and, where the truth was simulated, those that can be seen."""
 NOTHING = float("nan")
 
 
@@ -43,12 +46,19 @@ def of_truth(case: Case, known: Known) -> pd.DataFrame:
     return table[table["hemisphere"] == "both"].set_index("region")
 
 
+def visible(known: Known) -> Counter[str] | None:
+    """Number of EPVS that can be seen (`lesions.VISIBLE`) by region; None where nobody says where each one is."""
+    if not known.region:
+        return None
+    return Counter(known.region[int(k)] for k in known.truth.expected if int(k) in known.region)
+
+
 def rows(case: Case, known: Known, resolution: str, models: Iterable[str]) -> Iterator[dict[str, Any]]:
     """A row for each method and region that the summary table of the results holds, `COLUMNS`."""
     table = summary(case.results, case.label)
     if table is None:
         return
-    truth = of_truth(case, known)
+    truth, seen = of_truth(case, known), visible(known)
     table = table[(table["hemisphere"] == "both") & table["model"].isin(list(models))]
     for row in table.to_dict("records"):
         if row["region"] not in truth.index:
@@ -57,23 +67,35 @@ def rows(case: Case, known: Known, resolution: str, models: Iterable[str]) -> It
         grade = actual["rating"]
         severe = float(grade >= ratings.SEVERE_GRADE) if pd.notna(grade) else NOTHING
         about = {"label": case.label, "resolution": resolution, "count_truth": actual["count"], "grade_truth": grade}
+        about["count_visible"] = NOTHING if seen is None or pd.isna(actual["count"]) else seen[row["region"]]
         known_of: dict[str, Any] = {**{str(k): v for k, v in row.items()}, **about, "severe_truth": severe}
         yield {c: known_of.get(c, NOTHING) for c in COLUMNS}
 
 
+def against(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Part of the sessions, key of `TRUTHS`, and the rows with a count and that truth (``true``)."""
+    for part, own in parts(table[table["count"].notna()], ("resolution",)):
+        for name, column in TRUTHS.items():
+            known = own[own[column].notna()]
+            if len(known):
+                yield part, name, known.assign(true=known[column].astype(float))
+
+
 def counts(table: pd.DataFrame) -> pd.DataFrame:
-    """Agreement of counts with the truth by part, method and region (form of tables 2 and 3 of Dubost et al.)."""
+    """Agreement of counts with the truth by part, method and region (form of tables 2 and 3 of Dubost et al.).
+
+    Against every EPVS (``truth`` is ``all``) and, where it is known, against those that can be seen (``visible``).
+    """
     out = []
-    known = table[table["count"].notna() & table["count_truth"].notna()]
-    for part, own in parts(known, ("resolution",)):
-        for (model, region), group in own.groupby(["model", "region"], sort=False):
-            found, true = group["count"].to_numpy(float), group["count_truth"].to_numpy(float)
+    for part, name, known in against(table):
+        for (model, region), group in known.groupby(["model", "region"], sort=False):
+            found, true = group["count"].to_numpy(float), group["true"].to_numpy(float)
             icc, ccc = agreement.icc(np.column_stack([found, true])), agreement.ccc(found, true)
             limits = agreement.bland_altman(found, true)
             low, high = group["count_low"].to_numpy(float), group["count_high"].to_numpy(float)
             covered = (low <= true) & (true <= high)
             sure = np.isfinite(low)
-            row = {"part": part, "model": model, "region": region, "n": len(group)}
+            row = {"part": part, "truth": name, "model": model, "region": region, "n": len(group)}
             row["pearson"] = agreement.pearson(found, true)
             row["mae"] = float(np.abs(found - true).mean())
             row |= {"icc": icc.value, "icc_low": icc.low, "icc_high": icc.high, "ccc": ccc.value}
@@ -83,22 +105,22 @@ def counts(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def williams(table: pd.DataFrame) -> pd.DataFrame:
-    """Whether the counts of two methods correlate with the truth differently, by part and region (Williams' test)."""
+    """Whether counts of two methods correlate with the truth unlike, by part, truth and region (Williams' test)."""
     out = []
-    known = table[table["count"].notna() & table["count_truth"].notna()]
-    for part, own in parts(known, ("resolution",)):
-        for region, group in own.groupby("region", sort=False):
+    for part, name, known in against(table):
+        for region, group in known.groupby("region", sort=False):
             wide = group.pivot(index="label", columns="model", values="count")
-            true = group.drop_duplicates("label").set_index("label")["count_truth"].reindex(wide.index)
+            true = group.drop_duplicates("label").set_index("label")["true"].reindex(wide.index)
             for a, b in combinations(wide.columns, 2):
                 both = wide[[a, b]].assign(truth=true).dropna().to_numpy(float)
                 if len(both) < 4 or (np.ptp(both, axis=0) == 0).any():
                     continue
                 r = np.corrcoef(both.T)
                 t, p = agreement.williams(r[0, 2], r[1, 2], r[0, 1], len(both))
-                row = {"part": part, "region": region, "a": a, "b": b, "n": len(both)}
+                row = {"part": part, "truth": name, "region": region, "a": a, "b": b, "n": len(both)}
                 out.append({**row, "r_a": r[0, 2], "r_b": r[1, 2], "t": t, "p": p})
-    return pd.DataFrame(out, columns=["part", "region", "a", "b", "n", "r_a", "r_b", "t", "p"])
+    columns = ["part", "truth", "region", "a", "b", "n", "r_a", "r_b", "t", "p"]
+    return pd.DataFrame(out, columns=columns)
 
 
 def grades(table: pd.DataFrame) -> pd.DataFrame:

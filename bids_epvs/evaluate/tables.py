@@ -46,6 +46,7 @@ DESCRIPTIONS = {
 
 
 REGIONAL = {
+    "truth": "what counts are compared with: all EPVS, or those that can be seen (they fill 30 % of some voxel)",
     "pearson": "correlation of counts with the truth",
     "mae": "mean absolute error of counts",
     "icc": "ICC(2,1) of counts with the truth",

@@ -18,6 +18,8 @@ LESION_COLUMNS = [
     *("model", "index", "region", "hemisphere", "x_mm", "y_mm", "z_mm", "i", "j", "k", "volume_mm3", "length_mm"),
     *("width_mean_mm", "width_max_mm", "linearity", "orientation_x", "orientation_y", "orientation_z", "probability"),
 ]
+VISIBLE = 0.3
+"""Share of some voxel that an EPVS whose course is known must fill to count as one that can be seen."""
 _SUPERSAMPLING = 3
 
 

@@ -86,7 +86,7 @@ TITLES = {
     "calibration": "Probability of moderate to severe EPVS against how often they are there",
     "hits": "EPVS hit at a number of wrong marks a region of an image",
 }
-_WORDS = ("part", "model", "region", "a", "b", "resolution")
+_WORDS = ("part", "truth", "model", "region", "a", "b", "resolution")
 
 
 def _table(name: str, content: pd.DataFrame) -> dict[str, Any]:

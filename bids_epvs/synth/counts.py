@@ -13,6 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_epvs.derivatives import write
+from bids_epvs.measure.lesions import VISIBLE
 from bids_epvs.models import count
 from bids_epvs.prepare import crops, fields
 from bids_epvs.prepare.crops import Crop
@@ -55,7 +56,7 @@ def example(
     spacing = shot.protocol.spacing
     fraction, index = made.fraction(spacing)
     peak = ndimage.maximum(fraction, index, np.arange(1, len(made.tubes) + 1)) if made.tubes else []
-    seen = [t for t, p in zip(made.tubes, np.atleast_1d(peak), strict=True) if p >= volumes.VISIBLE]
+    seen = [t for t, p in zip(made.tubes, np.atleast_1d(peak), strict=True) if p >= VISIBLE]
     out: dict[str, Any] = {"spacing": np.array(spacing, np.float32)}
     found = np.where(shot.brain, regions_off(rng, made, spacing, float(rng.uniform(*off_mm))), 0)
     shown = count.sides(found, shot.image, shot.csf, spacing)

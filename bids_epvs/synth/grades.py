@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bids_epvs.derivatives import write
+from bids_epvs.measure.lesions import VISIBLE
 from bids_epvs.models import rating2d, resnet152
 from bids_epvs.prepare.regions import ANTERIOR_COMMISSURE
 from bids_epvs.prepare.resample import bounding_box
@@ -75,7 +76,7 @@ def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
     shot = volumes.t2w(rng, made, kind)
     image, regions, spacing = np.maximum(shot.image, 0), shot.regions, shot.protocol.spacing
     share, index = made.fraction(spacing)
-    visible = np.where(share >= volumes.VISIBLE, index, 0)
+    visible = np.where(share >= VISIBLE, index, 0)
     shown = {
         side: [len(np.unique(s[s > 0])) for s in np.moveaxis(np.where(regions == side, visible, 0), 2, 0)]
         for side in SIDES

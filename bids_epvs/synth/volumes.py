@@ -38,8 +38,6 @@ RESIDUAL_BIAS = 0.35
 """Share of the coil field that bias correction leaves."""
 RESIDUAL_MM = 0.25
 """Standard deviation of what registration between sequences leaves undone, along each axis."""
-VISIBLE = 0.3
-"""Share of some voxel that an EPVS must fill to be counted in training examples."""
 _CEREBRUM = (2, 41, 3, 42)
 BRAIN = [i for i, e in ATLAS_LABELS.items() if e.brain]
 

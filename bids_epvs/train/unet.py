@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_epvs.measure import agreement
-from bids_epvs.measure.lesions import instances
+from bids_epvs.measure.lesions import VISIBLE, instances
 from bids_epvs.models import unet
 from bids_epvs.models.unet import COMBINATIONS, REACH, SEQUENCES
 from bids_epvs.prepare.resample import thickness
@@ -33,8 +33,6 @@ TURNED = 0.4
 MOST_DEGREES = 60.0
 OUTSIDE = 0.1
 """Weight of brain outside the regions in the loss."""
-EXPECTED = 0.3
-"""Share of some voxel that an EPVS must fill to be counted."""
 SMALLEST_MM3 = Settings.min_volume_mm3
 """Volume from which a lesion is counted when the threshold is chosen."""
 NEAR_MM = 1.5
@@ -247,8 +245,8 @@ class Seen:
 
     @property
     def shown(self) -> np.ndarray:
-        """Indices of the EPVS that can be seen: that fill `EXPECTED` of some voxel."""
-        clear = self.inside & (self.share >= EXPECTED) & (self.index > 0)
+        """Indices of the EPVS that can be seen: that fill `VISIBLE` of some voxel."""
+        clear = self.inside & (self.share >= VISIBLE) & (self.index > 0)
         return np.unique(self.index[clear])
 
     @property

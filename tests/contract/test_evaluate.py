@@ -210,6 +210,50 @@ def test_methods_that_only_count_or_rate_are_judged(dataset):
     assert run(dataset, "--models", "none") == 64
 
 
+def test_counts_are_compared_with_what_can_be_seen_too(dataset):
+    """Of the two EPVS drawn in each region one hardly shows; ``sharp`` counts both, ``fair`` what shows."""
+    counted = {
+        "01": ({"CentrumSemiovale": 1, "BasalGanglia": 1}, 2),
+        "02": ({"CentrumSemiovale": 2, "BasalGanglia": 0}, 3),
+    }
+    for number, (shown, hidden) in counted.items():
+        stem = dataset / "truth" / f"sub-{number}" / "anat" / f"sub-{number}"
+        share, lesions = np.zeros(SHAPE), np.zeros(SHAPE, int)
+        rows, index = [], 0
+        for amount, number_of in ((0.9, shown), (0.2, dict.fromkeys(shown, hidden))):
+            for region, n in number_of.items():
+                for _ in range(n):
+                    index += 1
+                    tube(lesions, index, 14 if region == "BasalGanglia" else 2, index, 4)
+                    tube(share, amount, 14 if region == "BasalGanglia" else 2, index, 4)
+                    rows.append({"index": index, "width_mean_mm": 1.0, "region": region})
+        image(stem.with_name(stem.name + "_label-EPVS_probseg.nii.gz"), share)
+        image(stem.with_name(stem.name + "_label-EPVS_desc-instances_dseg.nii.gz"), lesions)
+        pd.DataFrame(rows).to_csv(f"{stem}_desc-truth_epvs.tsv", sep="\t", index=False)
+        answers = [
+            {"model": model, "region": region, "hemisphere": "both", "count": n + more}
+            for model, more in (("sharp", hidden), ("fair", 0))
+            for region, n in shown.items()
+        ]
+        table = pd.DataFrame(answers).assign(count_low=np.nan, count_high=np.nan, rating=np.nan, rating_scale="Potter")
+        table = table.assign(**{f"p_{k}": np.nan for k in range(5)})
+        out = dataset / "out" / f"sub-{number}" / "anat" / f"sub-{number}_desc-summary_epvs.tsv"
+        table.to_csv(out, sep="\t", index=False, na_rep="n/a")
+    assert run(dataset) == 0
+    counts = read(dataset, "evaluation_counts").set_index(["truth", "model", "region"])
+    for region in ("CentrumSemiovale", "BasalGanglia"):
+        assert counts.loc[("visible", "fair", region), "mae"] == counts.loc[("all", "sharp", region), "mae"] == 0
+        assert counts.loc[("visible", "sharp", region), "bias"] == 2.5
+        assert counts.loc[("all", "fair", region), "bias"] == -2.5
+    rows = read(dataset, "evaluation_numbers").set_index(["label", "model", "region"])
+    assert rows.loc[("sub-02", "fair", "BasalGanglia"), "count_visible"] == 0
+    assert "visible" in (dataset / "evaluation" / "evaluation.html").read_text()
+    for path in dataset.glob("truth/**/*_desc-truth_epvs.tsv"):
+        path.unlink()
+    assert run(dataset) == 0
+    assert set(read(dataset, "evaluation_counts")["truth"]) == {"all"}, "nobody says where each EPVS is"
+
+
 def test_peaks_of_a_map_are_ranked(dataset):
     for number in ("01", "02"):
         stem = dataset / "out" / f"sub-{number}" / "anat" / f"sub-{number}"

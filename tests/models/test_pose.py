@@ -6,7 +6,7 @@ import pytest
 from scipy import ndimage
 
 from bids_epvs.models import looks, parcellation
-from bids_epvs.prepare import ants, brain, session, structures
+from bids_epvs.prepare import ants, brain, sequences, session, structures
 from bids_epvs.prepare.register import Alignment
 from bids_epvs.records import REFERENCES
 
@@ -107,10 +107,10 @@ def test_a_sequence_that_lies_elsewhere_stays_out_of_the_anatomy_and_is_warned_o
         nib.Nifti1Image(atlas, parcellation.grid().affine), parcellation.outputs(), agreement=(1.0, 0.41)
     )
     images = {n: nib.Nifti1Image(np.ones((20, 20, 20), np.float32), np.diag([9, 9, 9, 1])) for n in REFERENCES}
-    monkeypatch.setattr(session, "_correct", lambda path: 1.0)
-    monkeypatch.setattr(session.register, "onto", lambda _, image, work_dir: (image, ants.identity(work_dir)))
-    monkeypatch.setattr(session.bias, "even", lambda image, **_: image)
-    given = session._Sequences(images, tmp_path, None)
+    monkeypatch.setattr(sequences, "_correct", lambda path: 1.0)
+    monkeypatch.setattr(sequences.register, "onto", lambda _, image, work_dir: (image, ants.identity(work_dir)))
+    monkeypatch.setattr(sequences.bias, "even", lambda image, **_: image)
+    given = sequences.Sequences(images, tmp_path, None)
     given.first()
     seen = []
     monkeypatch.setattr(brain, "from_parcels", lambda images, *_, **__: seen.extend(images))
@@ -127,11 +127,11 @@ def test_the_corrected_pose_is_that_of_the_session(atlas, tmp_path, monkeypatch)
     better = shift((0, 5, 0))
     parcels = structures.Parcels(nib.Nifti1Image(atlas, parcellation.grid().affine), parcellation.outputs())
     image = nib.Nifti1Image(np.ones((60, 60, 60), np.float32), np.diag([3, 3, 3, 1]))
-    monkeypatch.setattr(session, "_correct", lambda path: 1.0)
-    given = session._Sequences({"T2w": image}, tmp_path, None)
+    monkeypatch.setattr(sequences, "_correct", lambda path: 1.0)
+    given = sequences.Sequences({"T2w": image}, tmp_path, None)
     given.first()
     seen = []
-    monkeypatch.setattr(session.bias, "even", lambda i, tissues, to_template, degree: seen.append(to_template) or i)
+    monkeypatch.setattr(sequences.bias, "even", lambda i, tissues, to_template, degree: seen.append(to_template) or i)
     monkeypatch.setattr(brain, "from_parcels", lambda images, found, pose, **_: seen.append(pose))
     wrong = Alignment(None, np.eye(4), stripped=True, similarity=0.1, margin=0.5)
 
@@ -153,9 +153,9 @@ def test_the_corrected_pose_is_that_of_the_session(atlas, tmp_path, monkeypatch)
 def test_a_sequence_of_much_larger_voxels_stays_out_of_the_anatomy(name, thickness, used, tmp_path, monkeypatch):
     sizes = {"T2w": 9, name: thickness}
     images = {n: nib.Nifti1Image(np.ones((9, 9, 9), np.float32), np.diag([9, 9, z, 1])) for n, z in sizes.items()}
-    monkeypatch.setattr(session, "_correct", lambda path: 1.0)
-    monkeypatch.setattr(session.register, "onto", lambda _, image, work_dir: (image, ants.identity(work_dir)))
-    given = session._Sequences(images, tmp_path, None)
+    monkeypatch.setattr(sequences, "_correct", lambda path: 1.0)
+    monkeypatch.setattr(sequences.register, "onto", lambda _, image, work_dir: (image, ants.identity(work_dir)))
+    given = sequences.Sequences(images, tmp_path, None)
     assert given.looked_at() == (["T2w", name] if used else ["T2w"])
     given.first()
     assert len(given.contrasts()) == len(list(given.native())) == 1 + used

@@ -6,7 +6,7 @@ import pytest
 from scipy import ndimage
 
 from bids_epvs.models.looks import apart
-from bids_epvs.prepare import ants, atlas, fields, register, session
+from bids_epvs.prepare import ants, atlas, brain, fields, quality, regions, register
 from bids_epvs.prepare.resample import iso_grid, resample
 
 CENTRE = np.array([0.0, -17.0, 4.0])
@@ -37,9 +37,9 @@ def test_the_right_pose_fits_better_than_all_around_it_and_a_wrong_one_does_not(
     similarity, margin, covered = register.pose_fit(image, np.eye(4))
     assert 0.3 < similarity <= covered <= 1
     assert (covered < 0.7) == ("cut" in kind)
-    assert margin > session.LOW_MARGIN
+    assert margin > quality.LOW_MARGIN
     for degrees, mm in ((20, 0), (-25, 0), (90, 0), (0, 20), (0, -20), (10, 15)):
-        assert register.pose_fit(image, moved(degrees, mm))[1] < session.LOW_MARGIN
+        assert register.pose_fit(image, moved(degrees, mm))[1] < quality.LOW_MARGIN
 
 
 def test_the_fit_does_not_depend_on_the_sign_or_scale_of_the_contrast(rng):
@@ -59,8 +59,8 @@ def test_nothing_is_said_to_fit_where_there_is_no_brain():
 def test_a_doubtful_pose_is_reported_with_its_number(margin, warned):
     alignment = register.Alignment(None, np.eye(4), stripped=False, similarity=0.5, margin=margin)
     labels = np.zeros((10, 10, 10), np.int16)
-    anatomy = session.brain.Anatomy(labels, labels > 0)
-    notes = session.quality_notes(alignment, 1.0, anatomy, labels, (1.0, 1.0, 1.0), {})
+    anatomy = brain.Anatomy(labels, labels > 0)
+    notes = quality.quality_notes(alignment, 1.0, anatomy, labels, (1.0, 1.0, 1.0), {})
     assert any("alignment is doubtful (fits 1.05 times" in n for n in notes) == warned
 
 
@@ -110,13 +110,13 @@ def test_the_lower_half_of_a_head_is_found(tmp_path):
     alignment = register.template_to(cut, kind="affine", work_dir=tmp_path)
     assert apart(alignment.to_template, np.linalg.inv(turned)) < 3
     assert not alignment.stripped
-    assert alignment.margin > session.LOW_MARGIN
+    assert alignment.margin > quality.LOW_MARGIN
 
 
 def test_a_slab_of_the_front_is_found_there(tmp_path):
     alignment = register.template_to(part(5, 65, axis=1), kind="affine", work_dir=tmp_path)
     assert apart(alignment.to_template, np.eye(4)) < 5
-    assert 0.2 < alignment.covered < session.LITTLE_BRAIN
+    assert 0.2 < alignment.covered < quality.LITTLE_BRAIN
 
 
 def test_of_two_poses_of_a_slab_the_one_that_explains_more_of_it_is_kept(monkeypatch, tmp_path):
@@ -132,8 +132,8 @@ def test_of_two_poses_of_a_slab_the_one_that_explains_more_of_it_is_kept(monkeyp
 def test_a_slab_with_little_of_the_brain_is_reported(covered, warned):
     alignment = register.Alignment(None, np.eye(4), stripped=False, similarity=0.2, margin=2.0, covered=covered)
     labels = np.zeros((10, 10, 10), np.int16)
-    anatomy = session.brain.Anatomy(labels, labels > 0)
-    notes = session.quality_notes(alignment, 1.0, anatomy, labels, (1.0, 1.0, 1.0), {})
+    anatomy = brain.Anatomy(labels, labels > 0)
+    notes = quality.quality_notes(alignment, 1.0, anatomy, labels, (1.0, 1.0, 1.0), {})
     assert any(n.startswith("33 % of the brain") for n in notes) == warned
 
 
@@ -142,26 +142,26 @@ def test_where_the_brain_is_cut_is_said_and_its_volume_is_judged_where_it_is_not
     labels = np.zeros((40, 50, 60), np.int16)
     labels[5:-5, 5:-5, 5:-5] = 2
     if side:
-        axis, end = session.SIDES[side]
+        axis, end = quality.SIDES[side]
         block = [slice(5, -5)] * 3
         block[axis] = slice(0, 5) if end == 0 else slice(-5, None)
         labels[tuple(block)] = 2
     alignment = register.Alignment(None, np.eye(4), stripped=False, similarity=0.5, margin=2.0)
-    anatomy = session.brain.Anatomy(labels, labels > 0)
-    notes = session.quality_notes(alignment, 1.0, anatomy, labels, (2.0, 2.0, 2.0), {})
+    anatomy = brain.Anatomy(labels, labels > 0)
+    notes = quality.quality_notes(alignment, 1.0, anatomy, labels, (2.0, 2.0, 2.0), {})
     assert [n for n in notes if "cuts the brain" in n] == ([f"the scan cuts the brain at the {side}"] if side else [])
     assert any("is outside 700-2300 mL" in n for n in notes) == (not side)
 
 
 def test_regions_that_the_scan_cuts_are_named():
     found = np.zeros((40, 50, 60), np.int16)
-    names = {region.full_name: index for index, region in session.regions.REGIONS.items()}
+    names = {region.full_name: index for index, region in regions.REGIONS.items()}
     found[10:20, 10:20, :30] = names["LeftBasalGanglia"]
     found[20:30, 10:20, 1:30] = names["RightBasalGanglia"]
     found[39, 30, 30:33] = names["RightThalamus"]
     alignment = register.Alignment(None, np.eye(4), stripped=False, similarity=0.5, margin=2.0)
-    anatomy = session.brain.Anatomy(found, found > 0)
-    notes = session.quality_notes(alignment, 1.0, anatomy, found, (1.0, 1.0, 4.0), {})
+    anatomy = brain.Anatomy(found, found > 0)
+    notes = quality.quality_notes(alignment, 1.0, anatomy, found, (1.0, 1.0, 4.0), {})
     assert [n for n in notes if "in part" in n] == [
         "the scan ends within a region, which is counted in part: LeftBasalGanglia"
     ]

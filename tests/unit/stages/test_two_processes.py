@@ -12,11 +12,12 @@ from types import ModuleType
 
 import pytest
 
-from bids_epvs import logs, pipeline, stages
+from bids_epvs import logs, pipeline
 from bids_epvs.errors import EpvsError, UsageError
 from bids_epvs.models import load
 from bids_epvs.records import Scan, Transform
 from bids_epvs.settings import Settings
+from bids_epvs.stages import methods, preparation, results
 
 NAMES = ("unet", "gpunet", "cnn", "frangi")
 
@@ -41,8 +42,8 @@ def divided(tmp_path, monkeypatch):
         return f"{key}-{name}", (f"model {name}", 1.0, 2.0, False)
 
     broken = set()
-    monkeypatch.setattr(stages, "model", here)
-    monkeypatch.setattr(stages, "model_apart", apart)
+    monkeypatch.setattr(methods, "compute", here)
+    monkeypatch.setattr(methods, "compute_apart", apart)
 
     def go(helper):
         if helper is None:
@@ -86,7 +87,7 @@ def test_no_module_comes_back_from_the_helper(tmp_path):
 
     scan = Scan("01", None, {"T2w": tmp_path / "missing.nii.gz"})
     with pytest.raises(EpvsError):
-        stages.preparation(scan, Settings(bids_dir=tmp_path, output_dir=tmp_path / "out"), {}, {}, Here())
+        preparation.compute(scan, Settings(bids_dir=tmp_path, output_dir=tmp_path / "out"), {}, {}, Here())
     assert answers
     assert not any(isinstance(answer, ModuleType) for answer in answers), "who unpickles a module imports it"
 
@@ -100,9 +101,9 @@ def test_what_the_helper_finds_is_read_without_ants():
 def test_the_helper_reads_those_networks_first_that_it_begins_with(tmp_path, monkeypatch):
     read = []
     specs = {n: replace(load(n), network=partial(lambda n, file: read.append((n, file)), n)) for n in NAMES[:3]}
-    monkeypatch.setattr(stages, "load", lambda name: specs.get(name) or load(name))
+    monkeypatch.setattr(preparation, "load", lambda name: specs.get(name) or load(name))
     mine = tmp_path / "mine.npz"
-    stages._ready_for_methods(Settings(output_dir=tmp_path, models=NAMES, weights={"cnn": mine}))
+    preparation._ready_for_methods(Settings(output_dir=tmp_path, models=NAMES, weights={"cnn": mine}))
     assert read == [("cnn", mine), ("gpunet", None), ("unet", None)], "frangi has none"
 
 
@@ -130,7 +131,7 @@ def test_a_helper_that_may_have_died_makes_no_report(tmp_path, monkeypatch, fail
             raise ValueError("broken")
 
     monkeypatch.setattr(pipeline, "run_session", session)
-    monkeypatch.setattr(stages, "report", lambda scans, errors, settings, helper: given.append(helper))
+    monkeypatch.setattr(results, "report", lambda scans, errors, settings, helper: given.append(helper))
     scans = [Scan("01", None, {"T2w": Path("a.nii.gz")})]
     (outcome,) = pipeline.run_subject(scans, settings, logs.start(settings))
     assert bool(outcome.error) is fails

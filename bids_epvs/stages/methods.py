@@ -1,0 +1,116 @@
+"""Stage 3 of a session: what each method predicts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bids_epvs import explain, logs
+from bids_epvs.derivatives import columns, paths, write
+from bids_epvs.measure import lesions as measure_lesions
+from bids_epvs.measure import ratings
+from bids_epvs.models import load, weights
+from bids_epvs.models.spec import ModelSpec
+from bids_epvs.prepare.regions import REGIONS
+from bids_epvs.prepare.resample import to_native
+from bids_epvs.records import Prediction, Prepared, Scan
+from bids_epvs.settings import Settings
+from bids_epvs.stages import disk
+
+logger = logging.getLogger(__name__)
+
+
+def compute(
+    scan: Scan, settings: Settings, name: str, prepared_key: str, note: dict, read: Callable[[], Prepared]
+) -> str:
+    """Stage 3: prediction and instances of one method; `read` gives what stage 2 wrote."""
+    spec = load(name)
+    limits = (settings.min_volume_mm3, settings.max_volume_mm3)
+    parameters = {**spec.parameters, **settings.parameters.get(name, {})}
+    content = {"stage": "model", "name": name, "prepared": prepared_key, "parameters": parameters}
+    if spec.weights:
+        content["weights"] = weights.identity(spec.weights, settings.weights_of(name))
+    key = write.digest({**content, "limits": limits, "regions": settings.regions})
+    files = disk.model_files(scan, settings, name)
+    if settings.resume and write.is_current(files.values(), key):
+        note["reused"] = True
+        logger.info("%s: %s found, not computed again", scan.label, name)
+        return key
+    logger.info("%s: computing %s", scan.label, name)
+    prepared = read()
+    if spec.weights:
+        parameters["weights"] = settings.weights_of(name)
+    prediction = explain.added(spec, prepared, spec.predict(prepared, parameters), parameters)
+    used = paths.bids_uri(disk.images(scan, settings)[scan.reference], settings.output_dir, "")
+    meta: dict[str, Any] = {
+        "Sources": [used],
+        "Parameters": dict(prediction.parameters),
+        "Model": name,
+        "DOI": spec.doi,
+    }
+    meta |= {"Notes": list(prediction.notes), "Calibrated": spec.calibrated, write.KEY: key}
+    if spec.weights:
+        meta["WeightsSHA256"] = content["weights"]
+    _write_maps(files, prediction, prepared, spec, meta)
+    if "instances" in files:
+        _write_instances(files, prediction, prepared, settings, meta)
+    if "findings" in files:
+        wanted = [f for f in prediction.findings if not settings.regions or f.region in settings.regions]
+        write.table(files["findings"], ratings.from_findings(wanted, name), meta={**columns.SUMMARY, **meta})
+    return key
+
+
+def compute_apart(
+    scan: Scan, settings: Settings, name: str, prepared_key: str
+) -> tuple[str, tuple[str, float, float, bool]]:
+    """Stage 3 in a process of its own: the key, and the row of `logs.Clock`."""
+    clock = logs.Clock(scan.label)
+    with clock.stage(f"model {name}") as note:
+        key = compute(scan, settings, name, prepared_key, note, partial(disk.kept, scan, settings, prepared_key))
+    return key, clock.rows()[0]
+
+
+def _write_maps(files: Mapping[str, Path], made: Prediction, prepared: Prepared, spec: ModelSpec, meta: dict) -> None:
+    """Probability and saliency map of a method, where it has them."""
+    text = "probability of EPVS" if spec.calibrated else "response of the method, 0.5 at its threshold; no probability"
+    for kind, data, about in (
+        ("probability", made.probability, text),
+        ("saliency", made.saliency, spec.saliency),
+    ):
+        if kind in files:
+            values = np.zeros(prepared.regions.shape, np.float32) if data is None else data
+            write.image(
+                files[kind], to_native(values, prepared.native), prepared.native, meta={**meta, "Description": about}
+            )
+
+
+def _write_instances(
+    files: Mapping[str, Path], made: Prediction, prepared: Prepared, settings: Settings, meta: dict
+) -> None:
+    """Mask and instances of a method inside the regions asked for."""
+    wanted = [i for i, r in REGIONS.items() if not settings.regions or r.name in settings.regions]
+    inside = np.isin(prepared.regions, wanted)
+    if made.instances is not None:
+        own = np.where(inside, made.instances, 0)
+        there = np.bincount(own.ravel()) > 0
+        there[0] = False
+        labels = measure_lesions.renumbered(own, there)
+    else:
+        mask = inside & (made.mask if made.mask is not None else False)
+        limits = {"minimum": settings.min_volume_mm3, "maximum": settings.max_volume_mm3}
+        labels = measure_lesions.instances(mask, prepared.voxel_mm3, **limits)
+    native = prepared.native
+    about = {"Type": "Lesion", "Description": f"EPVS found by {meta['Model']}"}
+    write.image(files["mask"], to_native(labels > 0, native), native, meta={**meta, **about})
+    small = labels.astype(np.uint16 if labels.max() < 65536 else np.int32)
+    write.image(
+        files["instances"],
+        to_native(small, native),
+        native,
+        meta={**meta, "Manual": False, "Description": "one index per EPVS"},
+    )
