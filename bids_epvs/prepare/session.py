@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +14,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 
 from bids_epvs.prepare import atlas, bias, brain, intensity, places, regions, register, structures
+from bids_epvs.prepare.aqueduct import MIDDLE, aqueduct
 from bids_epvs.prepare.quality import confidence, noise_note, quality_notes
 from bids_epvs.prepare.resample import resample, voxel_spacing
 from bids_epvs.prepare.sequences import Sequences, begun, got, in_frame, put
@@ -137,10 +139,14 @@ def prepare(
     logger.info("preparation 5: regions and large fluid")
     spacing, to_template = voxel_spacing(base), alignment.to_template @ base.affine
     points = places.template_points(alignment, base)
-    above = _heights(points, base, anatomy.brain, to_template)
+    near = partial(_near, points, _covered(points, base, anatomy.brain), base, to_template)
+    shape = (base.shape[0], base.shape[1], base.shape[2])
+    above = {name: regions.heights(shape, near(plane[0]), plane) for name, plane in regions.PLANES.items()}
     inside = regions.from_labels(anatomy.labels, spacing, to_template, above=above)
     slices = regions.rating_slices(anatomy.labels, spacing, _commissure(points, base))
-    csf, level = _fluid(base, anatomy.labels, dark=reference != "T2w")
+    data = _bright_fluid(base, anatomy.labels, dark=reference != "T2w")
+    csf, level = _fluid(data, anatomy.labels, spacing)
+    inside[aqueduct(data, inside, near(MIDDLE), spacing, level)] = 0
     first = noise_note(level) if reference == "T2w" else (NO_T2W.format(reference),)
     notes = (*first, *quality_notes(alignment, variation, anatomy, inside, spacing, sure))
     notes += tuple(ASTRAY.format(name, reference, value) for name, value in session.astray.items())
@@ -194,13 +200,18 @@ def _by_network(
     return anatomy, register.deformed(alignment, warp.result()), confidence(parcels)
 
 
-def _fluid(base: Nifti1Image, labels: np.ndarray, *, dark: bool) -> tuple[np.ndarray, intensity.Levels]:
-    """Large fluid and the intensities it was found by; `dark`: fluid is dark in this sequence."""
-    white, ventricles = np.isin(labels, (2, 41)), np.isin(labels, (4, 43))
+def _bright_fluid(base: Nifti1Image, labels: np.ndarray, *, dark: bool) -> np.ndarray:
+    """Intensities of the reference, turned over if fluid is `dark` in it."""
     data = np.asarray(base.dataobj)
-    data = intensity.inverted(data, white) if dark else data
-    level = intensity.levels(data, white, ventricles)
-    return intensity.large_fluid(data, labels, voxel_spacing(base), level), level
+    return intensity.inverted(data, np.isin(labels, (2, 41))) if dark else data
+
+
+def _fluid(
+    data: np.ndarray, labels: np.ndarray, spacing: tuple[float, float, float]
+) -> tuple[np.ndarray, intensity.Levels]:
+    """Large fluid and the intensities it was found by."""
+    level = intensity.levels(data, np.isin(labels, (2, 41)), np.isin(labels, (4, 43)))
+    return intensity.large_fluid(data, labels, spacing, level), level
 
 
 def _deform(look: Path) -> Transform:
@@ -209,17 +220,17 @@ def _deform(look: Path) -> Transform:
     return register.structures_onto_atlas(looks, work_dir=look.parent)
 
 
-def _heights(
-    points: Nifti1Image, base: Nifti1Image, mask: np.ndarray, to_template: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Height (mm) of each voxel above `regions.PLANES`, by the part of the brain that is near them."""
-    shape = (mask.shape[0], mask.shape[1], mask.shape[2])
-    inside = np.asarray(resample(nib.Nifti1Image(mask.astype(np.uint8), base.affine), _grid(points), order=0).dataobj)
-    out = {}
-    for name, plane in regions.PLANES.items():
-        near = places.affine_near(points, inside > 0, plane[0])
-        out[name] = regions.heights(shape, to_template if near is None else near @ base.affine, plane)
-    return out
+def _covered(points: Nifti1Image, base: Nifti1Image, mask: np.ndarray) -> np.ndarray:
+    """A mask of the reference on the coarse grid of `places.template_points`."""
+    return np.asarray(resample(nib.Nifti1Image(mask.astype(np.uint8), base.affine), _grid(points), order=0).dataobj) > 0
+
+
+def _near(
+    points: Nifti1Image, inside: np.ndarray, base: Nifti1Image, to_template: np.ndarray, place: np.ndarray
+) -> np.ndarray:
+    """4 x 4, voxels to ICBM152 millimetres by the part of the brain near a place, or else as `to_template`."""
+    near = places.affine_near(points, inside, place)
+    return to_template if near is None else near @ base.affine
 
 
 def _grid(image: Nifti1Image) -> Nifti1Image:

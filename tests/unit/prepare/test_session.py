@@ -15,8 +15,10 @@ def test_planes_of_the_midbrain_follow_its_surroundings_or_else_the_pose(covered
     at = np.stack(np.meshgrid(*map(np.arange, (38, 43, 36)), indexing="ij"), axis=-1) @ coarse[:3, :3].T + coarse[:3, 3]
     points = nib.Nifti1Image((at + np.array([0, 0, 5.0])).astype(np.float32), coarse)
     image = nib.Nifti1Image(np.zeros((76, 86, 36), np.float32), base)
-    heights = session._heights(points, image, np.ones(image.shape, bool), base)
-    for name, plane in regions.PLANES.items():
+    inside = session._covered(points, image, np.ones(image.shape, bool))
+    for plane in regions.PLANES.values():
+        near = session._near(points, inside, image, base, plane[0])
+        found = regions.heights(image.shape, near, plane)
         expected = regions.heights(image.shape, base, plane)
         rise = 5.0 * plane[1][2] / np.linalg.norm(plane[1]) if covered else 0.0
-        np.testing.assert_allclose(heights[name], expected + rise, atol=1e-3)
+        np.testing.assert_allclose(found, expected + rise, atol=1e-3)
