@@ -208,7 +208,7 @@ def predictor(
 
 WEIGHTS = Weights(
     file="cnn.npz",
-    sha256="61dc4df3e2ec891beefc5dbbb07238fc31eabed990f5ed3fed95280e00799de2",
+    sha256="cd76ace4b1cd0c96bea9d64f2077efe07dde8e800416851f8b2f103e28af72d9",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see cnn.json beside the weights)",
 )

@@ -39,7 +39,7 @@ def build(widths: tuple[int, ...] = WIDTHS) -> keras.Model:
 
 WEIGHTS = Weights(
     file="gpunet.npz",
-    sha256="91a6bc8c2e0d4f91cc5eae34ab482406920b7d0eae4d03ee669c704b8905afe4",
+    sha256="3b76530fd85c535a486210cc9f8900c5a44f4751705fe0065dbbef345543436d",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see gpunet.json beside the weights)",
 )

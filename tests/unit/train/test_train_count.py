@@ -66,6 +66,19 @@ def test_what_is_seen_does_not_depend_on_how_much_fluid_the_mask_leaves_out(simu
     assert np.corrcoef(*seen)[0, 1] > 0.95
 
 
+def test_the_aqueduct_is_left_out_as_the_app_does(simulated, monkeypatch):
+    def masks():
+        return counts.example(np.random.default_rng(2), simulated, "research", off_mm=(0.0, 0.0))
+
+    without = masks()
+    monkeypatch.setattr(counts, "aqueduct", lambda image, found, *_: np.zeros(found.shape, bool))
+    whole = masks()
+    missing = {k: int(whole[f"mask_{k}"].sum() - without[f"mask_{k}"].sum()) for k in (1, 2, 3, 4, 5, 6, 7, 8)}
+    volume = 0.5 * 0.5 * 0.8 * (missing[7] + missing[8])
+    assert 30 < volume < 400, "mm3; the aqueduct is 15 mm long"
+    assert not any(missing[k] for k in range(1, 7))
+
+
 def test_networks_are_told_how_noisy_the_scan_is(simulated, rng, tmp_path):
     """The contrast of nuclei and what EPVS add are no noise: the most uniform region says it, for all of them."""
     np.savez(tmp_path / "example-00000.npz", **counts.example(rng, simulated, "research"))
