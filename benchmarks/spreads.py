@@ -3,8 +3,8 @@
 The packaged file comes from twenty thick sessions of the packaged head and five of heads 12 and 17::
 
     bids_epvs-simulate A --subjects 20 --seed 11 --protocol clinical
-    bids_epvs A OUT_A participant --models unet gpunet cnn frangi
-    bids_epvs-simulate B --labelmaps HELD_OUT_HEADS --subjects 20 --protocol mixed --contrasts T2w --seed 31
+    bids_epvs A OUT_A participant --models unet gpunet cnn
+    bids_epvs-simulate B --labelmaps HELD_OUT_HEADS --subjects 6 --protocol mixed --contrasts T2w --seed 31
     bids_epvs B OUT_B participant --models unet gpunet cnn --participant-label 01 02 03 04 06
     python benchmarks/spreads.py bids_epvs/data/weights/spreads.json \\
         --sessions A/derivatives/truth OUT_A --sessions B/derivatives/truth OUT_B

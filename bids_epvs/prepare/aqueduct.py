@@ -20,7 +20,7 @@ COURSE = np.array(
 """From the third to the fourth ventricle (mm, ICBM152), as the packaged atlas has it."""
 MIDDLE = COURSE[2]
 REACH_MM = 7.0
-"""How far from there it may lie in a scan."""
+"""How far from its course it may lie in a scan."""
 SPREAD_MM = 3.0
 """Standard deviation of that distance: of two spots in a slice the nearer one is the aqueduct, unless it is fainter."""
 FAINT, SIGMAS = 0.12, 3.0

@@ -91,6 +91,7 @@ def clean(scan: Scan, settings: Settings) -> None:
 
 
 def sources(scan: Scan, settings: Settings, *names: str) -> list[str]:
+    """BIDS URIs of some sequences of the dataset."""
     return [paths.bids_uri(scan.files[n], settings.bids_dir, "raw") for n in names]
 
 

@@ -19,8 +19,6 @@ from bids_epvs.models import count
 from bids_epvs.prepare import crops, fields
 from bids_epvs.prepare.aqueduct import aqueduct
 from bids_epvs.prepare.crops import Crop
-from bids_epvs.prepare.intensity import levels
-from bids_epvs.prepare.regions import WHITE_MATTER
 from bids_epvs.synth import examples, scene, tubes, volumes
 from bids_epvs.synth.examples import Task
 from bids_epvs.synth.scene import Scene
@@ -63,8 +61,7 @@ def example(
     seen = [t for t, p in zip(made.tubes, np.atleast_1d(peak), strict=True) if p >= VISIBLE]
     out: dict[str, Any] = {"spacing": np.array(spacing, np.float32)}
     found = np.where(shot.brain, regions_off(rng, made, spacing, float(rng.uniform(*off_mm))), 0)
-    level = levels(shot.image, np.isin(shot.regions, WHITE_MATTER), np.isin(shot.labels, (4, 43)))
-    found[aqueduct(shot.image, found, made.head.to_template @ shot.affine, spacing, level)] = 0
+    found[aqueduct(shot.image, found, made.head.to_template @ shot.affine, spacing, shot.level)] = 0
     shown = count.sides(found, shot.image, shot.csf, spacing)
     out["noise"] = np.float32(crops.scan_noise((own.image, own.mask) for own in shown.values()))
     for number, own in shown.items():

@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from bids_epvs.derivatives import write
 from bids_epvs.models import unet
-from bids_epvs.prepare.intensity import large_fluid, levels
+from bids_epvs.prepare.intensity import Levels, large_fluid, levels
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.prepare.regions import WHITE_MATTER
 from bids_epvs.prepare.resample import bounding_box, resample
@@ -101,9 +101,14 @@ class Shot(NamedTuple):
     labels: np.ndarray
 
     @property
+    def level(self) -> Levels:
+        """Intensities of white matter and fluid."""
+        return levels(self.image, np.isin(self.regions, WHITE_MATTER), np.isin(self.labels, (4, 43)))
+
+    @property
     def csf(self) -> np.ndarray:
-        """Large fluid, bool."""
-        return fluid(self.image, np.isin(self.regions, WHITE_MATTER), self.labels, self.protocol.spacing)
+        """Large fluid, as the app finds it, bool."""
+        return large_fluid(self.image, self.labels, self.protocol.spacing, self.level)
 
 
 def t2w(rng: np.random.Generator, made: Scene, kind: str) -> Shot:
@@ -117,11 +122,6 @@ def t2w(rng: np.random.Generator, made: Scene, kind: str) -> Shot:
     brain = ndimage.binary_opening(np.isin(found, BRAIN))
     regions = np.where(brain, made.regions_on(protocol.spacing), 0).astype(np.uint8)
     return Shot(protocol, affine, image, brain, regions, np.where(brain, found, 0))
-
-
-def fluid(image: np.ndarray, white: np.ndarray, labels: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
-    """Large fluid of a T2w, as the app finds it; `labels` are 0 outside the brain."""
-    return large_fluid(image, labels, spacing, levels(image, white, np.isin(labels, (4, 43))))
 
 
 def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
@@ -144,7 +144,9 @@ def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
     white = np.isin(regions, WHITE_MATTER)
     images = {name: sequence(rng, made, name, first, grid, strength) for name in unet.SEQUENCES}
     box = bounding_box(brain, 4)
-    csf = fluid(images["T2w"], white, np.where(brain, found, 0), first.spacing)
+    labels = np.where(brain, found, 0)
+    level = levels(images["T2w"], white, np.isin(labels, (4, 43)))
+    csf = large_fluid(images["T2w"], labels, first.spacing, level)
     low, high = unet.RANGE
     stack = []
     for name in unet.SEQUENCES:
