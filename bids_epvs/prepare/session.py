@@ -15,7 +15,7 @@ from nibabel.nifti1 import Nifti1Image
 
 from bids_epvs.prepare import atlas, bias, brain, intensity, places, regions, register, structures
 from bids_epvs.prepare.aqueduct import MIDDLE, aqueduct
-from bids_epvs.prepare.quality import confidence, noise_note, quality_notes
+from bids_epvs.prepare.quality import confidence, grain_note, noise_note, quality_notes
 from bids_epvs.prepare.resample import resample, voxel_spacing
 from bids_epvs.prepare.sequences import Sequences, begun, got, in_frame, put
 from bids_epvs.records import SHOWING, Limit, Transform, reference_of
@@ -147,7 +147,9 @@ def prepare(
     data = _bright_fluid(base, anatomy.labels, dark=reference != "T2w")
     csf, level = _fluid(data, anatomy.labels, spacing)
     inside[aqueduct(data, inside, near(MIDDLE), spacing, level)] = 0
-    first = noise_note(level) if reference == "T2w" else (NO_T2W.format(reference),)
+    first: tuple[str, ...] = (NO_T2W.format(reference),)
+    if reference == "T2w":
+        first = noise_note(level) + grain_note(data, inside, spacing, level)
     notes = (*first, *quality_notes(alignment, variation, anatomy, inside, spacing, sure))
     notes += tuple(ASTRAY.format(name, reference, value) for name, value in session.astray.items())
     session.arrive()

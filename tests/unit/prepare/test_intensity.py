@@ -64,3 +64,26 @@ def test_the_step_to_fluid_is_that_of_its_brightest_or_darkest_part(dark, rng):
     assert intensity.fluid_step(image, tissue, none, else_step=1.9) == (400, pytest.approx(760))
     assert intensity.fluid_step(image, tissue, tissue) == (400, pytest.approx(160)), "as bright as tissue: no fluid"
     assert intensity.fluid_step(np.zeros(shape), none, none)[1] > 0
+
+
+@pytest.mark.parametrize("through", [0, 2])
+def test_grain_is_noise_without_gradients_and_epvs_whatever_the_direction_of_slices(through, rng):
+    shape, spacing = (60, 50, 10), (0.5, 0.6, 4.0)
+    clean = 400.0 + np.linspace(0, 200, 60)[:, None, None] + np.zeros(shape)
+    clean[10:50:9, 8:45:8] += 500.0
+    clean += 80.0 * np.arange(10)  # slices differ
+    mask = np.zeros(shape, bool)
+    mask[5:55, 5:45, 2:8] = True
+    image = clean + rng.normal(0, 30.0, shape)
+    turned = [np.moveaxis(a, 2, through) for a in (image, mask)]
+    found = intensity.grain(*turned, (4.0, 0.5, 0.6) if through == 0 else spacing)
+    assert found == pytest.approx(30.0, rel=0.1)
+    assert intensity.grain(clean, mask, spacing) < 3
+
+
+def test_grain_of_a_region_too_thin_is_nothing(rng):
+    image = rng.normal(400.0, 30.0, (20, 20, 5))
+    mask = np.zeros(image.shape, bool)
+    mask[8:12] = True
+    assert intensity.grain(image, mask, (0.5, 0.5, 3.0)) == 0.0
+    assert intensity.grain(image, np.zeros_like(mask), (0.5, 0.5, 3.0)) == 0.0

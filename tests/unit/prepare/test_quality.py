@@ -22,3 +22,31 @@ def test_a_noisy_t2w_is_called_noisy(noise, warned, rng):
 def test_the_number_is_in_the_warning():
     assert "by 5.0 standard" in quality.noise_note(Levels(400.0, 1150.0, 150.0))[0]
     assert quality.noise_note(Levels(400.0, 1150.0, 0.0)) == ()
+
+
+SPACING = (0.5, 0.5, 3.0)
+
+
+def _grainy(rng, noise):
+    """A T2w whose basal ganglia are two boxes with a gradient and EPVS, and its regions."""
+    regions = np.zeros((90, 70, 8), np.uint8)
+    regions[15:40, 20:50, 2:6], regions[50:75, 20:50, 2:6] = 1, 2
+    image = 430.0 + np.linspace(0, 60, 90)[:, None, None] + np.zeros(regions.shape)
+    image[20:75:8, 22:50:7, :] = 900.0
+    return (image + rng.normal(0, noise, image.shape)).astype(np.float32), regions
+
+
+@pytest.mark.parametrize(("noise", "warned"), [(20.0, False), (50.0, True)])
+def test_basal_ganglia_noisier_than_counting_networks_know_are_told(noise, warned, rng):
+    image, regions = _grainy(rng, noise)
+    notes = quality.grain_note(image, regions, SPACING, Levels(400.0, 1150.0, 10.0))  # steps of 2.7 and 6.7 %
+    assert bool(notes) == warned
+    if warned:
+        told = float(notes[0].split(" %")[0].split()[-1])
+        assert told == pytest.approx(100 * noise / 750, rel=0.1)
+        assert "gpunet and cnn" in notes[0]
+
+
+def test_no_basal_ganglia_no_word_of_their_grain(rng):
+    image, regions = _grainy(rng, 300.0)
+    assert quality.grain_note(image, np.zeros_like(regions), SPACING, Levels(400.0, 1150.0, 10.0)) == ()
