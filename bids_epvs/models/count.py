@@ -19,8 +19,7 @@ from bids_epvs.models import weights
 from bids_epvs.models.spec import ModelSpec, Weights, recorded
 from bids_epvs.prepare import crops
 from bids_epvs.prepare.crops import Crop
-from bids_epvs.prepare.intensity import fluid_step
-from bids_epvs.prepare.regions import REGIONS, WHITE_MATTER
+from bids_epvs.prepare.regions import REGIONS
 from bids_epvs.prepare.resample import thickness
 from bids_epvs.records import Finding, Prediction, Prepared
 
@@ -35,8 +34,6 @@ MULTIPLE = 2
 """Sides of a block must be divisible by this."""
 TOLD = len(COUNTED) + 2
 """Numbers that a network is told: `marks`."""
-USUAL_STEP = 1.9
-"""From white matter to fluid on a T2w without fluid, as a share of white matter (as in `synth.contrast.MEANS`)."""
 DENSITY = 0.03
 """Scale of the density: EPVS a voxel where the last layer gives 1."""
 
@@ -103,12 +100,8 @@ def inputs(
 def sides(
     regions: np.ndarray, image: np.ndarray, csf: np.ndarray, spacing: tuple[float, float, float]
 ) -> dict[int, Crop]:
-    """Crops of every counted region and hemisphere that a scan shows, by index of `REGIONS`.
-
-    Where the scan shows no white matter, all regions are taken for it.
-    """
-    white = np.isin(regions, WHITE_MATTER) & ~csf
-    scale = fluid_step(image, white if white.any() else (regions > 0) & ~csf, csf, else_step=USUAL_STEP)
+    """Crops of every counted region and hemisphere that a scan shows, by index of `REGIONS`."""
+    scale = crops.scan_scale(image, regions, csf)
     out = {}
     for index, region in REGIONS.items():
         if region.name in COUNTED:

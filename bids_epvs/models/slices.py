@@ -19,6 +19,7 @@ from nibabel.nifti1 import Nifti1Image
 
 from bids_epvs.models import parcellation, weights
 from bids_epvs.models.spec import Weights
+from bids_epvs.prepare import resample
 from bids_epvs.prepare.labels import ATLAS_LABELS, mirrored
 from bids_epvs.prepare.resample import bounding_box
 
@@ -55,9 +56,8 @@ _UNSURE = 0.02
 
 
 def across(grid: Nifti1Image) -> int:
-    """The axis across the slices: the one with the largest voxels."""
-    sizes = np.round(voxel_sizes(grid.affine), 2)
-    return int(max((2, 1, 0), key=lambda axis: sizes[axis]))
+    """`resample.across` of a grid."""
+    return resample.across(voxel_sizes(grid.affine))
 
 
 def thick(grid: Nifti1Image) -> bool:

@@ -14,6 +14,8 @@ from itertools import product
 import numpy as np
 from scipy import ndimage
 
+from bids_epvs.prepare.intensity import fluid_step
+from bids_epvs.prepare.regions import WHITE_MATTER
 from bids_epvs.prepare.resample import along_axes, bounding_box, overlap
 
 SPACING_MM = (0.5, 0.5, 0.8)
@@ -82,6 +84,25 @@ def noise(image: np.ndarray, mask: np.ndarray) -> float:
 def scan_noise(regions: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
     """Noise of a scan from the images and masks of its regions: that of the most uniform one, 0 without any."""
     return min((noise(image, mask) for image, mask in regions), default=0.0)
+
+
+USUAL_STEP = 1.9
+"""From white matter to fluid on a T2w without fluid, as a share of white matter (as in `synth.contrast.MEANS`)."""
+
+
+def scan_scale(image: np.ndarray, regions: np.ndarray, csf: np.ndarray) -> tuple[float, float]:
+    """`fluid_step` of a T2w, by which crops are normalised; without white matter all regions are taken for it.
+
+    Parameters
+    ----------
+    image : ndarray
+    regions : ndarray
+        Indices of `REGIONS`.
+    csf : ndarray of bool
+        Large fluid.
+    """
+    white = np.isin(regions, WHITE_MATTER) & ~csf
+    return fluid_step(image, white if white.any() else (regions > 0) & ~csf, csf, else_step=USUAL_STEP)
 
 
 def stretched(image: np.ndarray, tissue: float) -> np.ndarray:

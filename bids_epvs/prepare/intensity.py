@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_epvs.prepare.regions import opened_axially
-from bids_epvs.prepare.resample import bounding_box
+from bids_epvs.prepare.resample import across, bounding_box
 
 
 class Levels(NamedTuple):
@@ -31,9 +31,14 @@ def levels(image: np.ndarray, white: np.ndarray, fluid: np.ndarray) -> Levels:
     """
     tissue, water = image[white], image[fluid]
     centre = float(np.median(tissue)) if tissue.size else 0.0
-    noise = float(1.4826 * np.median(np.abs(tissue - centre))) if tissue.size else 1.0
+    noise = _spread(tissue, centre) if tissue.size else 1.0
     top = float(np.percentile(water, 75)) if water.size else float(image.max())
     return Levels(centre, max(top, centre + 1e-6), noise)
+
+
+def _spread(values: np.ndarray, middle: float) -> float:
+    """1.4826 MAD: the standard deviation, if values are normal and few are not."""
+    return float(1.4826 * np.median(np.abs(values - middle)))
 
 
 _GRAIN_MM, _RIM = 0.7, 2
@@ -59,7 +64,7 @@ def grain(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, ...]) -> fl
     float
         In units of the image; 0 where the region is too thin.
     """
-    through = max(range(3), key=lambda axis: (spacing[axis], axis))
+    through = across(spacing)
     box = bounding_box(mask, 4)
     values, inside = np.asarray(image[box], np.float32), mask[box]
     plane = np.ones([1 if axis == through else 2 * _RIM + 1 for axis in range(3)], bool)
@@ -68,7 +73,7 @@ def grain(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, ...]) -> fl
         return 0.0
     sigma = [0.0 if axis == through else _GRAIN_MM / spacing[axis] for axis in range(3)]
     rest = (values - ndimage.gaussian_filter(values, sigma))[inner]
-    return float(1.4826 * np.median(np.abs(rest - np.median(rest))))
+    return _spread(rest, float(np.median(rest)))
 
 
 LEAST_STEP = 0.4

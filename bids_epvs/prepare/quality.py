@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bids_epvs.prepare import brain, intensity, regions, register, structures
+from bids_epvs.prepare import brain, crops, intensity, regions, register, structures
 from bids_epvs.prepare.labels import mirrored
 from bids_epvs.prepare.resample import face_areas
 
@@ -32,8 +32,8 @@ LOW_CONTRAST = 8.0
 """Standard deviations of white matter between it and fluid, below which a T2w is called noisy; 15 is usual."""
 
 GRAINY = 0.045
-"""`intensity.grain` of the basal ganglia, as a share of the step from white matter to fluid, above which counting
-networks take noise for EPVS: they were trained on less. In simulated thick slices it is 0.015-0.021 at a
+"""`intensity.grain` of the basal ganglia in the units of `crops.scan_scale`, in which counting networks see a scan,
+above which they take noise for EPVS: they were trained on less. In simulated thick slices it is 0.015-0.021 at a
 signal-to-noise ratio of 30 and 0.052-0.066 at 8, where `gpunet` counted 117, 51 and 22 EPVS of the basal ganglia
 and 78, 6 and 2 can be seen (`benchmarks/README.md`)."""
 
@@ -57,19 +57,17 @@ def noise_note(level: intensity.Levels) -> tuple[str, ...]:
     return (f"{text} (15 is usual): small EPVS cannot be seen",)
 
 
-def grain_note(
-    image: np.ndarray, found: np.ndarray, spacing: tuple[float, ...], level: intensity.Levels
-) -> tuple[str, ...]:
+def grain_note(image: np.ndarray, found: np.ndarray, csf: np.ndarray, spacing: tuple[float, ...]) -> tuple[str, ...]:
     """A warning where the basal ganglia of a T2w (in `found`) are noisier than counting networks know; else nothing.
 
     Coils that share the work leave most noise in the middle of the head, so that white matter does not tell.
     """
     inside = np.isin(found, regions.indices("BasalGanglia"))
-    share = intensity.grain(image, inside, spacing) / max(level.fluid - level.white, 1e-6)
+    share = intensity.grain(image, inside, spacing) / crops.scan_scale(image, found, csf)[1]
     if share <= GRAINY:
         return ()
     text = f"grainy: the noise of the basal ganglia is {100 * share:.1f} % of the step from white matter to fluid"
-    return (f"{text} (1 to 3 % is usual): gpunet and cnn count noise as EPVS; their counts are too high",)
+    return (f"{text} (2 to 4 % is usual): gpunet and cnn count noise as EPVS; their counts are too high",)
 
 
 def quality_notes(

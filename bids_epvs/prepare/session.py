@@ -147,10 +147,11 @@ def prepare(
     data = _bright_fluid(base, anatomy.labels, dark=reference != "T2w")
     csf, level = _fluid(data, anatomy.labels, spacing)
     inside[aqueduct(data, inside, near(MIDDLE), spacing, level)] = 0
-    first: tuple[str, ...] = (NO_T2W.format(reference),)
+    notes = quality_notes(alignment, variation, anatomy, inside, spacing, sure)
     if reference == "T2w":
-        first = noise_note(level) + grain_note(data, inside, spacing, level)
-    notes = (*first, *quality_notes(alignment, variation, anatomy, inside, spacing, sure))
+        notes = (*noise_note(level), *grain_note(data, inside, csf, spacing), *notes)
+    else:
+        notes = (NO_T2W.format(reference), *notes)
     notes += tuple(ASTRAY.format(name, reference, value) for name, value in session.astray.items())
     session.arrive()
     return Result(

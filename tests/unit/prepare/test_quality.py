@@ -28,18 +28,23 @@ SPACING = (0.5, 0.5, 3.0)
 
 
 def _grainy(rng, noise):
-    """A T2w whose basal ganglia are two boxes with a gradient and EPVS, and its regions."""
+    """A T2w whose basal ganglia are two boxes with a gradient and EPVS, its regions and its fluid (a step of 750)."""
     regions = np.zeros((90, 70, 8), np.uint8)
     regions[15:40, 20:50, 2:6], regions[50:75, 20:50, 2:6] = 1, 2
     image = 430.0 + np.linspace(0, 60, 90)[:, None, None] + np.zeros(regions.shape)
     image[20:75:8, 22:50:7, :] = 900.0
-    return (image + rng.normal(0, noise, image.shape)).astype(np.float32), regions
+    regions[80:, :40] = 3  # white matter
+    image[80:, :40], image[80:, 40:] = 400.0, 1150.0
+    csf = np.zeros(regions.shape, bool)
+    csf[80:, 40:] = True
+    grain = np.where(regions <= 2, rng.normal(0, noise, image.shape), 0) * ~csf
+    return (image + grain).astype(np.float32), regions, csf
 
 
 @pytest.mark.parametrize(("noise", "warned"), [(20.0, False), (50.0, True)])
 def test_basal_ganglia_noisier_than_counting_networks_know_are_told(noise, warned, rng):
-    image, regions = _grainy(rng, noise)
-    notes = quality.grain_note(image, regions, SPACING, Levels(400.0, 1150.0, 10.0))  # steps of 2.7 and 6.7 %
+    image, regions, csf = _grainy(rng, noise)  # 2.7 and 6.7 %
+    notes = quality.grain_note(image, regions, csf, SPACING)
     assert bool(notes) == warned
     if warned:
         told = float(notes[0].split(" %")[0].split()[-1])
@@ -48,5 +53,5 @@ def test_basal_ganglia_noisier_than_counting_networks_know_are_told(noise, warne
 
 
 def test_no_basal_ganglia_no_word_of_their_grain(rng):
-    image, regions = _grainy(rng, 300.0)
-    assert quality.grain_note(image, np.zeros_like(regions), SPACING, Levels(400.0, 1150.0, 10.0)) == ()
+    image, regions, csf = _grainy(rng, 300.0)
+    assert quality.grain_note(image, np.zeros_like(regions), csf, SPACING) == ()
