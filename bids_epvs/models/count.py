@@ -39,7 +39,7 @@ DENSITY = 0.03
 
 
 def marks(region: str, slice_mm: float, noise: float) -> np.ndarray:
-    """Constants that the network is told: region, distance of slices, `crops.scan_noise`; (TOLD,) float32."""
+    """Constants that the network is told: region, distance of slices, `crops.noise`; (TOLD,) float32."""
     which = (float(region == name) for name in COUNTED)
     return np.array([*which, np.log(slice_mm / 0.8), np.log(max(noise, 0.005) / 0.04)], np.float32)
 
@@ -124,10 +124,9 @@ def densities(
     known = stored.get(thickness(prepared.spacing), {})
     out = {}
     shown = sides(prepared.regions, prepared.images["T2w"], prepared.csf, prepared.spacing)
-    noise = crops.scan_noise((own.image, own.mask) for own in shown.values())
     for index, own in shown.items():
         name = REGIONS[index].name
-        given = inputs(own.seen, own.mask, name, prepared.spacing[2], noise)
+        given = inputs(own.seen, own.mask, name, prepared.spacing[2], crops.noise(own.image, own.mask))
         found = np.asarray(keras.ops.convert_to_numpy(model(list(given), training=False)))[0, ..., 0]
         total = float(found.sum(dtype=np.float64))
         number = float(calibrated(total, known.get(name, {})))
@@ -201,7 +200,7 @@ def predictor(
 
 WEIGHTS = Weights(
     file="cnn.npz",
-    sha256="cd76ace4b1cd0c96bea9d64f2077efe07dde8e800416851f8b2f103e28af72d9",
+    sha256="07dd6da55765beb85cf5bcb50a1aabf36bcd3145ee76fc420e33528d3624d72a",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see cnn.json beside the weights)",
 )
@@ -212,7 +211,7 @@ CITATION = (
 COMMON = (
     "Trained on simulated images of real label maps, not on visual scores; not validated on scored scans.",
     "One network for all regions and both hemispheres (the right one mirrored), told which region it sees, the "
-    "distance of slices and how noisy the scan is.",
+    "distance of slices and how noisy it is.",
     "The count is the sum of a positive density inside the region instead of a dense layer.",
     "Trained on blocks of 24 x 24 x 19 mm of a region, often cut by a random plane, and on the counts of their cells "
     "of 4 x 4 x 3 mm, which simulation knows; training on visual scores uses one count a region, as the paper does.",

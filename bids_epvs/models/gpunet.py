@@ -39,7 +39,7 @@ def build(widths: tuple[int, ...] = WIDTHS) -> keras.Model:
 
 WEIGHTS = Weights(
     file="gpunet.npz",
-    sha256="3b76530fd85c535a486210cc9f8900c5a44f4751705fe0065dbbef345543436d",
+    sha256="6ba3560c138a29744997a4125cf0bc780a84237efa974b974c6895c0fc3c8ff7",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see gpunet.json beside the weights)",
 )

@@ -7,14 +7,13 @@ Dubost et al. 2019, doi:10.1016/j.neuroimage.2018.10.026 (masks dilated, smoothe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 from scipy import ndimage
 
-from bids_epvs.prepare.intensity import fluid_step
+from bids_epvs.prepare.intensity import fluid_step, grain
 from bids_epvs.prepare.regions import WHITE_MATTER
 from bids_epvs.prepare.resample import along_axes, bounding_box, overlap
 
@@ -66,24 +65,9 @@ def level(image: np.ndarray, mask: np.ndarray) -> float:
     return float(np.median(image[mask])) if mask.any() else 0.0
 
 
-_MIDDLE, _OF_NORMAL = 75.0, 0.5147
-"""Percentile, and the mean of what lies below it of the absolute values of a standard normal distribution."""
-
-
 def noise(image: np.ndarray, mask: np.ndarray) -> float:
-    """Standard deviation of a region without its extremes: noise, and the contrast between its parts.
-
-    From the mean of the 75 % smallest distances to the median, which steps of stored bytes do not make coarse.
-    """
-    if not mask.any():
-        return 0.0
-    away = np.abs(image[mask] - np.float32(level(image, mask)))
-    return float(away[away <= np.percentile(away, _MIDDLE)].mean()) / _OF_NORMAL
-
-
-def scan_noise(regions: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Noise of a scan from the images and masks of its regions: that of the most uniform one, 0 without any."""
-    return min((noise(image, mask) for image, mask in regions), default=0.0)
+    """`intensity.grain` of a region; of one too thin for that, its rim included; 0 without any."""
+    return grain(image, mask, SPACING_MM) or grain(image, mask, SPACING_MM, rim=0)
 
 
 USUAL_STEP = 1.9

@@ -41,11 +41,11 @@ def _spread(values: np.ndarray, middle: float) -> float:
     return float(1.4826 * np.median(np.abs(values - middle)))
 
 
-_GRAIN_MM, _RIM = 0.7, 2
+_GRAIN_MM, _RIM = 1.0, 2
 
 
-def grain(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, ...]) -> float:
-    """Noise inside a region: 1.4826 MAD of what a Gaussian of 0.7 mm in the plane of the slices takes away.
+def grain(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, ...], *, rim: int = _RIM) -> float:
+    """Noise inside a region: 1.4826 MAD of what a Gaussian of 1 mm in the plane of the slices takes away.
 
     Unlike `Levels.noise` it leaves out what differs between parts of the tissue. Noise whose grain is wider than the
     Gaussian (zero-filled images) is measured too low, EPVS and edges inside the region add little.
@@ -55,9 +55,11 @@ def grain(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, ...]) -> fl
     image : ndarray
         (X, Y, Z).
     mask : ndarray of bool
-        The region; two voxels of its rim in the plane are left out.
+        The region.
     spacing : tuple of float
         Voxel sizes, mm; slices lie along the largest.
+    rim : int
+        Voxels in the plane, at the border of the region, that are left out.
 
     Returns
     -------
@@ -67,7 +69,7 @@ def grain(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, ...]) -> fl
     through = across(spacing)
     box = bounding_box(mask, 4)
     values, inside = np.asarray(image[box], np.float32), mask[box]
-    plane = np.ones([1 if axis == through else 2 * _RIM + 1 for axis in range(3)], bool)
+    plane = np.ones([1 if axis == through else 2 * rim + 1 for axis in range(3)], bool)
     inner = ndimage.binary_erosion(inside, plane)
     if not inner.any():
         return 0.0

@@ -56,7 +56,7 @@ class Protocol:
     matrix : float
         Share of the in-plane matrix that is acquired; the rest is zero-filled (interpolation, Gibbs ringing).
     snr : float
-        White matter signal over noise.
+        White matter signal over noise; where `depth` is not 1, halfway between the middle of the head and its rim.
     bias : float
         Standard deviation of the logarithm of the coil field.
     tesla : float
@@ -65,6 +65,8 @@ class Protocol:
         Amplitude of the ghost half a field of view away, relative.
     motion_mm : float
         Displacement of the head during part of the acquisition.
+    depth : float
+        Noise in the middle of the head over that at its rim, which coil arrays hear better.
     """
 
     spacing: tuple[float, float, float]
@@ -75,6 +77,14 @@ class Protocol:
     tesla: float = 3.0
     ghost: float = 0.0
     motion_mm: float = 0.0
+    depth: float = 1.0
+
+
+SNR = (8.0, 35.0)
+"""Range of `Protocol.snr` at 1.5 T, log-uniform (at 3 T 1.3 times that): the noise of clinical scans of today, and of
+those twice as grainy."""
+DEEPEST = 3.0
+"""Largest `Protocol.depth` that is drawn."""
 
 
 def draw_protocol(rng: np.random.Generator, kind: str) -> Protocol:
@@ -92,11 +102,12 @@ def draw_protocol(rng: np.random.Generator, kind: str) -> Protocol:
         spacing=spacing,
         thickness=thickness,
         matrix=round(float(rng.uniform(0.6, 1.0)), 2),
-        snr=round(float(rng.uniform(15, 35) * (1.3 if tesla == 3.0 else 1.0)), 1),
+        snr=round(float(np.exp(rng.uniform(*np.log(SNR))) * (1.3 if tesla == 3.0 else 1.0)), 1),
         bias=round(float(rng.uniform(0.03, 0.1) * (1.5 if tesla == 3.0 else 1.0)), 3),
         tesla=tesla,
         ghost=round(float(rng.exponential(0.004)), 4),
         motion_mm=round(float(rng.exponential(0.3) * (rng.random() < 0.4)), 2),
+        depth=round(float(np.exp(rng.uniform(0, np.log(DEEPEST)))), 2),
     )
 
 
@@ -173,7 +184,37 @@ def texture(shape: tuple[int, ...], spacing: tuple[float, ...], rng: np.random.G
     return 1 + np.float32(0.025) * grain / max(float(grain.std()), 1e-6)
 
 
-def through_scanner(image: np.ndarray, rng: np.random.Generator, protocol: Protocol, sigma: float) -> np.ndarray:
+MIDDLE_MM = (0.0, -15.0, -5.0)
+"""Where coils hear least: in the template, mm."""
+_NEAR_MM = 35.0
+"""How far from there noise falls (standard deviation of a Gaussian)."""
+
+
+def noise_map(
+    shape: tuple[int, int, int], spacing: tuple[float, float, float], middle: np.ndarray, depth: float
+) -> np.ndarray:
+    """Factors on the noise of an image, from the square root of `depth` to its inverse (float32).
+
+    Parameters
+    ----------
+    shape, spacing
+        Of the image, mm.
+    middle : ndarray
+        Of the head, mm from the outer corner of the image.
+    depth : float
+        `Protocol.depth`.
+    """
+    x, y, z = (
+        np.exp(-0.5 * (((np.arange(n) + 0.5) * s - m) / _NEAR_MM) ** 2)
+        for n, s, m in zip(shape, spacing, middle, strict=True)
+    )
+    near = x[:, None, None] * y[:, None] * z
+    return np.float32(depth) ** (near - 0.5).astype(np.float32)
+
+
+def through_scanner(
+    image: np.ndarray, rng: np.random.Generator, protocol: Protocol, sigma: float | np.ndarray
+) -> np.ndarray:
     """What a scanner makes of an ideal image: truncated k-space, ghost, motion, complex noise; the magnitude.
 
     Parameters
@@ -182,18 +223,18 @@ def through_scanner(image: np.ndarray, rng: np.random.Generator, protocol: Proto
         (X, Y, Z); slices are axial, phase is encoded along the second axis.
     rng : Generator
     protocol : Protocol
-    sigma : float
-        Standard deviation of the noise of each channel in the image.
+    sigma : float or ndarray
+        Standard deviation of the noise of each channel in the image, or in each of its voxels.
     """
     nx, ny, _ = image.shape
     k = fft.fft2(image.astype(np.complex64), axes=(0, 1))
     turn, window = k_space((nx, ny), rng, protocol)
     k *= turn[..., None]
-    scale = noise_scale(window, sigma)
-    k.real += scale * rng.standard_normal(k.shape, dtype=np.float32)
-    k.imag += scale * rng.standard_normal(k.shape, dtype=np.float32)
-    k *= window[..., None]
-    return np.abs(fft.ifft2(k, axes=(0, 1), overwrite_x=True))
+    noise = np.empty_like(k)
+    noise.real, noise.imag = (rng.standard_normal(k.shape, dtype=np.float32) for _ in range(2))
+    noise *= noise_scale(window, 1.0)
+    heard = (fft.ifft2(a * window[..., None], axes=(0, 1), overwrite_x=True) for a in (k, noise))
+    return np.abs(next(heard) + next(heard) * np.float32(sigma))
 
 
 def k_space(shape: tuple[int, int], rng: np.random.Generator, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:

@@ -52,7 +52,7 @@ def example(
         For each index of `REGIONS` that is counted: ``image_<i>`` (uint8, `crops.as_bytes`),
         ``soft_<i>`` (uint8), ``mask_<i>`` (bool), ``at_<i>`` (int16, (n, 3) voxels) and ``share_<i>`` (float32, (n,)):
         points of EPVS and the part of one EPVS that each stands for; ``count_<i>``, the number of EPVS in the true
-        region; ``spacing``, and ``noise`` (`crops.scan_noise`).
+        region; ``spacing``.
     """
     shot = volumes.t2w(rng, made, kind)
     spacing = shot.protocol.spacing
@@ -62,9 +62,7 @@ def example(
     out: dict[str, Any] = {"spacing": np.array(spacing, np.float32)}
     found = np.where(shot.brain, regions_off(rng, made, spacing, float(rng.uniform(*off_mm))), 0)
     found[aqueduct(shot.image, found, made.head.to_template @ shot.affine, spacing, shot.level)] = 0
-    shown = count.sides(found, shot.image, shot.csf, spacing)
-    out["noise"] = np.float32(crops.scan_noise((own.image, own.mask) for own in shown.values()))
-    for number, own in shown.items():
+    for number, own in count.sides(found, shot.image, shot.csf, spacing).items():
         at, share = points(seen, number, own, shot.affine[:3, 3])
         out[f"count_{number}"] = np.float32(sum(t.region == number for t in seen))
         out[f"image_{number}"] = crops.as_bytes(own.image)

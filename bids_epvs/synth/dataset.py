@@ -57,6 +57,8 @@ class Plan:
         Lesions, lacunes and vessels.
     spacing : tuple of float, optional
         Voxel sizes (mm) of every image instead of random ones.
+    snr : float, optional
+        Of white matter in every image instead of a random one.
     fine_mm : float
         Voxel size at which tissue is drawn before it is averaged to the acquired voxels.
     """
@@ -70,6 +72,7 @@ class Plan:
     labelmaps: tuple[Path, ...] = ()
     with_mimics: bool = True
     spacing: tuple[float, float, float] | None = None
+    snr: float | None = None
     fine_mm: float = anatomy.FINE_MM
 
 
@@ -147,11 +150,13 @@ def _head(plan: Plan, number: int) -> anatomy.Anatomy:
 
 
 def _protocol(rng: np.random.Generator, plan: Plan) -> contrast.Protocol:
-    """A random protocol, with the voxels that the plan asks for."""
+    """A random protocol, with the voxels and the noise that the plan asks for."""
     drawn = contrast.draw_protocol(rng, plan.protocol)
-    if plan.spacing is None:
-        return drawn
-    return replace(drawn, spacing=plan.spacing, thickness=plan.spacing[2])
+    if plan.snr is not None:
+        drawn = replace(drawn, snr=plan.snr)
+    if plan.spacing is not None:
+        drawn = replace(drawn, spacing=plan.spacing, thickness=plan.spacing[2])
+    return drawn
 
 
 def between_scans(rng: np.random.Generator) -> np.ndarray:
@@ -381,6 +386,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--burden", choices=list(tubes.BURDENS), help="by default low, mid and high in turn")
     p.add_argument("--no-mimics", action="store_true", help="no lesions, lacunes and vessels")
     p.add_argument("--spacing", nargs=3, type=float, metavar=("X", "Y", "Z"), help="voxel sizes in mm")
+    p.add_argument("--snr", type=float, metavar="X", help="white matter over noise (default: 8 to 45, as scans differ)")
     p.add_argument("--labelmaps", type=Path, metavar="DIR", help="folder of *_dseg.nii.gz (default: packaged atlas)")
     p.add_argument("--implant", type=Path, metavar="BIDS_DIR", help="put EPVS into the real scans of a dataset instead")
     p.add_argument("--nprocs", type=int, default=1, metavar="N")
@@ -406,6 +412,8 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError("--subjects and --nprocs must be at least 1, --seed at least 0.")
     if args.spacing and not all(0.3 <= v <= 10 for v in args.spacing):
         raise UsageError("expected voxel sizes of 0.3 to 10 mm.", where="--spacing")
+    if args.snr is not None and not 2 <= args.snr <= 1000:
+        raise UsageError("expected a signal-to-noise ratio of 2 to 1000.", where="--snr")
     if args.implant:
         from bids_epvs.synth.implant import implant
 
@@ -415,7 +423,16 @@ def _run(args: argparse.Namespace) -> int:
     names = tuple(dict.fromkeys(["T2w", *args.contrasts]))
     spacing = tuple(args.spacing) if args.spacing else None
     plan = Plan(
-        args.out, args.subjects, args.seed, args.protocol, names, args.burden, found, not args.no_mimics, spacing
+        args.out,
+        args.subjects,
+        args.seed,
+        args.protocol,
+        names,
+        args.burden,
+        found,
+        not args.no_mimics,
+        spacing,
+        args.snr,
     )
     simulate(plan, nprocs=min(args.nprocs, args.subjects, os.cpu_count() or 1))
     print(f"{args.subjects} simulated subject(s) in {args.out}")

@@ -103,7 +103,13 @@ class Scene:
             start = np.array([0.0, 0.0, first * protocol.spacing[2]])
             part = (shape[0], shape[1], last - first)
             ideal[:, :, first:last] = self._ideal(look, protocol, start, part)
-        return finish(ideal, rng, look, protocol)
+        return finish(ideal, rng, look, protocol, self.middle)
+
+    @property
+    def middle(self) -> np.ndarray:
+        """The middle of the head (`contrast.MIDDLE_MM`), mm from the outer corner of the head."""
+        voxel = np.linalg.inv(self.head.to_template @ self.head.affine) @ [*contrast.MIDDLE_MM, 1.0]
+        return np.asarray((voxel[:3] + 0.5) * np.array(self.head.spacing))
 
     def _ideal(self, look: Look, protocol: Protocol, start: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
         """Noise-free average over the voxels of a block; `start` is its outer corner in mm from that of the head."""
@@ -202,18 +208,28 @@ class Scene:
             centre = (inside[rng.integers(len(inside))] * 8 + rng.uniform(0, 8, 3)) * step
         size = np.array(self.head.labels.shape) * step
         start = np.clip(centre - extent / 2, 0, np.maximum(size - extent, 0))
-        images = np.stack([finish(self._ideal(k, protocol, start, shape), rng, k, protocol) for k in looks])
+        middle = self.middle - start
+        images = np.stack([finish(self._ideal(k, protocol, start, shape), rng, k, protocol, middle) for k in looks])
         whole = Protocol(protocol.spacing, thickness=protocol.spacing[2])
         box, weights = self._block(whole, start, shape)
         fraction = contrast.average(self.filled[box], weights) / 255
         return images, fraction, self._regions_in(start, shape, protocol.spacing)
 
 
-def finish(ideal: np.ndarray, rng: np.random.Generator, look: Look, protocol: Protocol) -> np.ndarray:
-    """Texture, coil field, scanner and noise on an ideal image, float32."""
+def finish(
+    ideal: np.ndarray, rng: np.random.Generator, look: Look, protocol: Protocol, middle: np.ndarray | None = None
+) -> np.ndarray:
+    """Texture, coil field, scanner and noise on an ideal image, float32.
+
+    `middle` is that of the head, mm from the outer corner of the image; without it noise is even.
+    """
     image = ideal * contrast.texture(ideal.shape, protocol.spacing, rng)
     image *= contrast.bias_field(ideal.shape, rng, protocol.bias)
-    return contrast.through_scanner(image, rng, protocol, look.white / protocol.snr)
+    sigma: float | np.ndarray = look.white / protocol.snr
+    if middle is not None:
+        x, y, z = ideal.shape
+        sigma = sigma * contrast.noise_map((x, y, z), protocol.spacing, middle, protocol.depth)
+    return contrast.through_scanner(image, rng, protocol, sigma)
 
 
 def build(

@@ -25,9 +25,9 @@ CELL = (8, 8, 4)
 """Voxels of a cell: where simulation says in which cell EPVS are, the counts of cells teach too."""
 OFTEN = {"BasalGanglia": 0.2, "CentrumSemiovale": 0.25, "Hippocampus": 0.4, "Midbrain": 0.15}
 """How often a block is cut out of each region: the largest, and the one whose fluid looks like EPVS, most."""
-ADDED, GRAIN = 0.03, 1.0
-"""Most noise that is added to a block (as a share of the step from white matter to fluid), and its widest grain
-(standard deviation, voxels)."""
+ADDED, GRAIN, ACROSS = 0.03, 1.0, 0.4
+"""Most noise that is added to a block (as a share of the step from white matter to fluid), its widest grain (standard
+deviation, voxels), and how far it reaches across slices (standard deviation, slices)."""
 PART = 0.5
 """Share of blocks of which only what lies on one side of a random plane is counted."""
 BUILD: Mapping[str, Callable[..., keras.Model]] = {"cnn": count.build, "gpunet": gpunet.build}
@@ -52,8 +52,6 @@ class Region:
         Number of EPVS where only that is known, not where they are.
     count : float, optional
         Number of EPVS in the true region, if the mask is another one.
-    noise : float
-        `crops.scan_noise`.
     """
 
     name: str
@@ -65,12 +63,16 @@ class Region:
     share: np.ndarray
     known: float | None = None
     count: float | None = None
-    noise: float = 0.0
 
     @cached_property
     def tissue(self) -> float:
         """Intensity of the region, as `crops.level`."""
         return float(crops.from_bytes(np.array(np.median(self.image[self.mask])))) if self.mask.any() else 0.0
+
+    @cached_property
+    def noise(self) -> float:
+        """`crops.noise`."""
+        return crops.noise(crops.from_bytes(self.image), self.mask)
 
     @property
     def total(self) -> float:
@@ -85,15 +87,12 @@ def read(path: Path) -> dict[int, Region]:
         names = [int(n.removeprefix("image_")) for n in stored.files if n.startswith("image_")]
         slice_mm, parts = float(stored["spacing"][2]), ("image", "soft", "mask", "at", "share")
         found = {k: {part: stored[f"{part}_{k}"] for part in parts} for k in names}
-        images = ((crops.from_bytes(own["image"]), own["mask"]) for own in found.values())
-        noise = float(stored["noise"]) if "noise" in stored else crops.scan_noise(images)
         return {
             k: Region(
                 name=REGIONS[k].name,
                 slice_mm=slice_mm,
                 known=float(stored[f"total_{k}"]) if f"total_{k}" in stored else None,
                 count=float(stored[f"count_{k}"]) if f"count_{k}" in stored else None,
-                noise=noise,
                 **found[k],
             )
             for k in names
@@ -153,7 +152,7 @@ def block(rng: np.random.Generator, region: Region, size: tuple[int, int, int] =
     known = ((at >= 0) & (at < high - low)).all(axis=1)
     at, share = at[known], region.share[known]
     counted = share * mask[tuple(at.T)]
-    varied, noise = _varied(rng, region.image[box], region.noise)
+    varied, noise = _varied(rng, region.image[box], region)
     image = crops.stretched(varied, region.tissue) * (region.soft[box] / np.float32(255))
     pad = [(0, s - n) for s, n in zip(size, mask.shape, strict=True)]
     number = np.zeros([s // c for s, c in zip(size, CELL, strict=True)], np.float32)
@@ -166,7 +165,7 @@ def block(rng: np.random.Generator, region: Region, size: tuple[int, int, int] =
 
 def whole(rng: np.random.Generator, region: Region) -> tuple[np.ndarray, ...]:
     """A whole region with other intensities and flips, sides divisible by `count.MULTIPLE`; as `block`."""
-    varied, noise = _varied(rng, region.image, region.noise)
+    varied, noise = _varied(rng, region.image, region)
     image = crops.stretched(varied, region.tissue) * (region.soft / np.float32(255))
     pad = [(0, -n % count.MULTIPLE) for n in image.shape]
     flip = tuple(slice(None, None, -1) if rng.random() < 0.5 else slice(None) for _ in range(3))
@@ -185,14 +184,20 @@ def _half(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return (away > 0).astype(np.float32)
 
 
-def _varied(rng: np.random.Generator, image: np.ndarray, noise: float) -> tuple[np.ndarray, float]:
-    """Intensities with a random scale, offset and noise of a random grain in the plane, and how noisy they are then."""
+def _varied(rng: np.random.Generator, image: np.ndarray, region: Region) -> tuple[np.ndarray, float]:
+    """Part of a region with a random scale, offset and noise, and how noisy it is then.
+
+    The noise that is added has a random grain in the plane of the slices and reaches as far across them as that of a
+    scan whose slices are interpolated.
+    """
     out = crops.from_bytes(image)
     scale, offset = float(np.exp(rng.normal(0, 0.1))), float(rng.normal(0, 0.01))
     added, grain = float(rng.uniform(0, ADDED)), float(rng.uniform(0, GRAIN))
-    more = ndimage.gaussian_filter(rng.standard_normal(out.shape, dtype=np.float32), (grain, grain, 0))
-    out = out * np.float32(scale) + np.float32(offset) + more * np.float32(added / max(float(more.std()), 1e-6))
-    return out, float(np.hypot(scale * noise, added))
+    through = ACROSS * region.slice_mm / crops.SPACING_MM[2]
+    more = ndimage.gaussian_filter(rng.standard_normal(out.shape, dtype=np.float32), (grain, grain, through))
+    more *= np.float32(added / max(float(more.std()), 1e-6))
+    seen = crops.noise(more, np.ones(more.shape, bool))
+    return out * np.float32(scale) + np.float32(offset) + more, float(np.hypot(scale * region.noise, seen))
 
 
 def loss(target: Any, density: Any) -> Any:

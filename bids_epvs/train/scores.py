@@ -117,9 +117,7 @@ def counted(session: Session, *, region: str) -> dict[str, Any]:
         "share": np.zeros(0, np.float32),
         "total": np.float32(session.score),
     }
-    noise = crops.scan_noise((c.image, c.mask) for c in sides.values())
-    told = {"spacing": np.array(made.spacing, np.float32), "noise": np.float32(noise)}
-    return {**told, **{f"{k}_{first}": v for k, v in parts.items()}}
+    return {"spacing": np.array(made.spacing, np.float32), **{f"{k}_{first}": v for k, v in parts.items()}}
 
 
 def beside(blocks: list[np.ndarray]) -> np.ndarray:

@@ -218,6 +218,34 @@ def test_noise_is_rician_at_the_stated_level(rng, matrix):
     assert bright.std() == pytest.approx(10, rel=0.06)
 
 
+def test_noise_is_strongest_in_the_middle_of_the_head(made):
+    protocol = contrast.Protocol((2.0, 2.0, 4.0), 4.0, snr=10.0, bias=0.0, depth=3.0)
+    look = scene.draw_look(np.random.default_rng(0), "T2w", strength=1.0)
+    even, deep = (
+        made.scan(np.random.default_rng(1), look, replace(protocol, depth=d, snr=s))
+        for d, s in ((1.0, 1e6), (protocol.depth, protocol.snr))
+    )
+    rest = (deep - even) / look.white
+    _, affine = made.grid(protocol.spacing)
+    at = np.linalg.inv(made.head.to_template @ affine)
+    found = {}
+    for name, mm in (("middle", contrast.MIDDLE_MM), ("white", (25.0, -20.0, 35.0)), ("front", (15.0, 45.0, 20.0))):
+        i, j, k = np.rint((at @ [*mm, 1.0])[:3]).astype(int)
+        found[name] = float(rest[i - 5 : i + 6, j - 5 : j + 6, k - 2 : k + 3].std())
+    assert found["middle"] == pytest.approx(0.1 * 3**0.5, rel=0.15)
+    assert found["middle"] > 1.5 * found["white"]
+    assert found["front"] == pytest.approx(0.1 * 3**-0.4, rel=0.15)
+
+
+def test_protocols_are_as_grainy_as_scans_are():
+    drawn = [contrast.draw_protocol(np.random.default_rng(k), "mixed") for k in range(400)]
+    snr = np.array([p.snr / (1.3 if p.tesla == 3.0 else 1.0) for p in drawn])
+    assert contrast.SNR[0] - 0.1 <= snr.min() < 9 and 30 < snr.max() <= contrast.SNR[1] + 0.1
+    assert np.median(snr) == pytest.approx(np.sqrt(np.prod(contrast.SNR)), rel=0.1)
+    depth = np.array([p.depth for p in drawn])
+    assert depth.min() >= 1 and depth.max() <= contrast.DEEPEST and np.median(depth) == pytest.approx(3**0.5, rel=0.1)
+
+
 def test_tubes_are_bright_on_t2w_and_dark_on_t1w(rng):
     steps = {n: scene.draw_look(rng, n, strength=0.8).step for n in ("T2w", "T1w", "FLAIR")}
     assert steps["T2w"] > 300 and steps["T1w"] < -300 and -310 < steps["FLAIR"] < 0
@@ -303,12 +331,20 @@ def test_bad_label_maps(tmp_path, data, match):
         anatomy.read_labelmap(path)
 
 
+def test_a_plan_says_voxels_and_noise(tmp_path):
+    drawn = dataset._protocol(np.random.default_rng(1), dataset.Plan(tmp_path))
+    made = dataset._protocol(np.random.default_rng(1), dataset.Plan(tmp_path, spacing=(1.0, 1.0, 2.0), snr=9.0))
+    assert made == replace(drawn, spacing=(1.0, 1.0, 2.0), thickness=2.0, snr=9.0)
+    assert dataset.sidecar(made)["Protocol"]["snr"] == 9.0
+
+
 def test_command_line_errors(tmp_path, capsys):
     (tmp_path / "x").write_text("x")
     assert dataset.main([str(tmp_path)]) == 64
     assert dataset.main([str(tmp_path / "new"), "--subjects", "0"]) == 64
     assert dataset.main([str(tmp_path / "new"), "--seed", "-1"]) == 64
     assert dataset.main([str(tmp_path / "new"), "--spacing", "1", "1", "99"]) == 64
+    assert dataset.main([str(tmp_path / "new"), "--snr", "0"]) == 64
     assert dataset.main([str(tmp_path / "new"), "--labelmaps", str(tmp_path)]) == 65
     assert not (tmp_path / "new").exists()
     assert "not empty" in capsys.readouterr().err
