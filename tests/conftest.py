@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,13 @@ weights.configure()  # before any test imports Keras
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = (48, 60, 40)
 """Shape of the skeleton's images; with 4 x 4 x 4 mm it is the size of a head."""
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_begins() -> None:
+    """What a command line set before (``-q``, in a test or in a fixture of a session) does not silence this test."""
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("bids_epvs").setLevel(logging.NOTSET)
 
 
 @pytest.fixture

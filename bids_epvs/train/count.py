@@ -28,6 +28,8 @@ OFTEN = {"BasalGanglia": 0.2, "CentrumSemiovale": 0.25, "Hippocampus": 0.4, "Mid
 ADDED, GRAIN, ACROSS = 0.03, 1.0, 0.4
 """Most noise that is added to a block (as a share of the step from white matter to fluid), its widest grain (standard
 deviation, voxels), and how far it reaches across slices (standard deviation, slices)."""
+WINDOW = 48
+"""Files that blocks are drawn from at a time."""
 PART = 0.5
 """Share of blocks of which only what lies on one side of a random plane is counted."""
 BUILD: Mapping[str, Callable[..., keras.Model]] = {"cnn": count.build, "gpunet": gpunet.build}
@@ -109,15 +111,15 @@ class Examples(loop.Folder):
 
     def __getitem__(self, index: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
         rng = self.rng(index)
-        drawn = [self._draw(rng) for _ in range(self.batch)]
+        drawn = [self._draw(rng, index) for _ in range(self.batch)]
         image, mask, told, number = zip(*drawn, strict=True)
         return (stacked(image), stacked(mask), np.stack(told)), np.stack(number)
 
-    def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """One block; the files of an epoch are a window that moves over the folder, so that few are read at a time."""
-        window = min(len(self.files), 48)
-        path = self.files[(self.epoch * 16 + int(rng.integers(window))) % len(self.files)]
-        found = _kept(path)
+    def _draw(self, rng: np.random.Generator, index: int) -> tuple[np.ndarray, ...]:
+        """One block out of a window that passes over the folder once an epoch, so that few files are held at a time."""
+        window = min(len(self.files), WINDOW)
+        begins = index * len(self.files) // self.steps
+        found = _kept(self.files[(begins + int(rng.integers(window))) % len(self.files)])
         names = [found[k].name for k in found]
         often = np.array([OFTEN[n] for n in names])
         chosen = list(found.values())[int(rng.choice(len(names), p=often / often.sum()))]

@@ -146,6 +146,20 @@ def test_a_block_has_the_number_of_epvs_inside_it(path, rng):
     assert whole[0].shape == (64, 64, 32, 1)
 
 
+def test_one_epoch_draws_from_every_file(path, monkeypatch):
+    """A window that moved between epochs alone never reached the end of a large folder in a short training."""
+    for k in range(1, 4 * training.WINDOW):
+        (path.parent / f"example-{k:05d}.npz").hardlink_to(path)
+    regions, drawn = training.read(path), []
+    monkeypatch.setattr(training, "_kept", lambda file: drawn.append(file.name) or regions)
+    data = training.Examples(path.parent, steps=300, batch=4, seed=3)
+    for index in range(len(data)):
+        data[index]
+        near = drawn[-4 * 40 :]
+        assert len(set(near)) <= training.WINDOW + 40
+    assert len(set(drawn)) > 0.95 * len(data.files)
+
+
 @pytest.mark.parametrize("name", BUILD)
 def test_the_sum_of_the_density_is_the_count_and_the_loss_falls(name, path, rng):
     keras.utils.set_random_seed(3)
