@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = Weights(
     file="unet.npz",
-    sha256="865b6b9d763467538e93104e5edf883519b9f2174c5118173f3332152dfda58b",
+    sha256="6231b3eae06f99753a0645f4adbc75aafe47251f132e68e71d85159d1023571f",
     licence="Apache-2.0",
     trained_on="simulated brains of twelve label maps (see unet.json beside the weights)",
 )

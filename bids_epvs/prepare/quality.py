@@ -33,9 +33,9 @@ LOW_CONTRAST = 8.0
 
 GRAINY = 0.065
 """`intensity.grain` of the basal ganglia in the units of `crops.scan_scale`, in which counting networks see a scan,
-above which methods take noise for EPVS. In simulated thick slices it is 0.022-0.026 at a signal-to-noise ratio of 30
-and 0.068-0.079 at 8, where `unet` counted 2, 13 and 37 EPVS of the basal ganglia, `gpunet` 0, 16 and 17 and 0, 2 and 6
-can be seen; in four real scans it is 0.041-0.054 (`benchmarks/README.md`)."""
+above which counts are wrong. In simulated thick slices it is 0.022-0.026 at a signal-to-noise ratio of 30 and
+0.068-0.079 at 8, where `gpunet` counted 16 and 17 EPVS of the basal ganglia of which 2 and 6 can be seen, and `unet` 38
+of 78; in four real scans it is 0.041-0.054 (`benchmarks/README.md`)."""
 
 
 def confidence(parcels: structures.Parcels) -> dict[str, float]:
@@ -58,7 +58,7 @@ def noise_note(level: intensity.Levels) -> tuple[str, ...]:
 
 
 def grain_note(image: np.ndarray, found: np.ndarray, csf: np.ndarray, spacing: tuple[float, ...]) -> tuple[str, ...]:
-    """A warning where the basal ganglia of a T2w (in `found`) are so noisy that methods count noise; else nothing.
+    """A warning where the basal ganglia of a T2w (in `found`) are so noisy that counts are wrong; else nothing.
 
     Coils that share the work leave most noise in the middle of the head, so that white matter does not tell.
     """
@@ -67,7 +67,8 @@ def grain_note(image: np.ndarray, found: np.ndarray, csf: np.ndarray, spacing: t
     if share <= GRAINY:
         return ()
     text = f"grainy: the noise of the basal ganglia is {100 * share:.1f} % of the step from white matter to fluid"
-    return (f"{text} (2 to 5 % is usual): noise is counted as EPVS, by every method; counts may be far too high",)
+    means = "EPVS are missed, and noise is counted as EPVS, by gpunet and cnn most; counts may be far off"
+    return (f"{text} (2 to 5 % is usual): {means}",)
 
 
 def quality_notes(

@@ -49,7 +49,7 @@ def test_basal_ganglia_so_noisy_that_methods_count_noise_are_told(noise, warned,
     if warned:
         told = float(notes[0].split(" %")[0].split()[-1])
         assert told == pytest.approx(100 * noise / 750, rel=0.1)
-        assert "every method" in notes[0]
+        assert "gpunet and cnn most" in notes[0]
 
 
 def test_no_basal_ganglia_no_word_of_their_grain(rng):
