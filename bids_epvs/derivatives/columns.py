@@ -40,6 +40,10 @@ SUMMARY: dict[str, Any] = {
     "count_high": column("upper end; errors of regions are in it for networks of the package without -d"),
     "volume_mm3": column("volume of EPVS", "mm3"),
     "volume_fraction": column("volume of EPVS over volume of the region"),
+    "volume_expected_mm3": column(
+        "sum of the calibrated shares that EPVS fill of each voxel, in mm3: partial volume is in it, unlike in masks",
+        "mm3",
+    ),
     "rating": column("visual grade; for both hemispheres the higher one"),
     "rating_scale": column("scale of the rating"),
     **{f"p_{k}": column(f"probability of grade {k}") for k in range(5)},

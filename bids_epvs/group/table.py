@@ -20,7 +20,7 @@ from bids_epvs.records import Cohort, Failure
 
 logger = logging.getLogger(__name__)
 
-VALUES = ("count", "volume_mm3", "volume_fraction", "rating", "adams_count")
+VALUES = ("count", "volume_mm3", "volume_fraction", "volume_expected_mm3", "rating", "adams_count")
 """Columns of the summary that become one column a region."""
 TOTALS = ("count", "volume_mm3")
 """Columns that are summed over regions."""
@@ -32,6 +32,7 @@ _MEANING: dict[str, tuple[str, str | None]] = {
     "count": ("number of EPVS", None),
     "volume_mm3": ("volume of EPVS", "mm3"),
     "volume_fraction": ("volume of EPVS over volume of the region", None),
+    "volume_expected_mm3": ("volume of EPVS by calibrated probability, partial volume in it", "mm3"),
     "rating": ("visual grade, higher hemisphere", None),
     "adams_count": ("EPVS in the slice or structure that Adams' protocol names", None),
 }

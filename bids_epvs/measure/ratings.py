@@ -20,7 +20,7 @@ from bids_epvs.records import GRADES, POTTER, SEVERITY, Finding
 
 SUMMARY_COLUMNS = [
     *("model", "region", "hemisphere", "count", "count_low", "count_high", "volume_mm3", "volume_fraction"),
-    *("rating", "rating_scale", "p_0", "p_1", "p_2", "p_3", "p_4"),
+    *("volume_expected_mm3", "rating", "rating_scale", "p_0", "p_1", "p_2", "p_3", "p_4"),
     *("slice", "slice_count", "adams_count", "region_volume_mm3"),
 ]
 GRADED = ("BasalGanglia", "CentrumSemiovale")
@@ -112,6 +112,7 @@ def summarise(
     names: Iterable[str],
     model: str = "",
     certainty: Certainty | None = None,
+    share: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """A row per region and hemisphere (left, right, both).
 
@@ -129,6 +130,8 @@ def summarise(
         Regions to report; one that the scan does not show has missing values.
     certainty : Certainty, optional
         Without it there are no intervals and no probabilities of grades.
+    share : ndarray, optional
+        Calibrated share of each voxel that EPVS fill, 0 to 1, canonical frame; without it there is no expected volume.
 
     Returns
     -------
@@ -145,6 +148,9 @@ def summarise(
                 side = region.side.lower()
                 chosen = lesions[(lesions["region"] == name) & (lesions["hemisphere"] == side)]
                 sides[side] = _side(chosen, pairs, labels.shape[2], name, size, slices, certainty)
+                if share is not None and size:
+                    filled = float(share[regions == index].sum(dtype=np.float64) * voxel_mm3)
+                    sides[side][_EXPECTED] = round(filled, 3)
         for side, row in {**sides, "both": _both(sides)}.items():
             rows.append({"model": model, "region": name, "hemisphere": side, **row})
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
@@ -255,6 +261,7 @@ def merged(summary: pd.DataFrame, found: pd.DataFrame, *, marks: bool) -> pd.Dat
 
 
 _COUNTS, _GRADES = "distribution of the count", "probabilities of grades"
+_EXPECTED = "volume_expected_mm3"
 
 
 def _both(sides: Mapping[str, dict]) -> dict:
@@ -284,4 +291,5 @@ def _both(sides: Mapping[str, dict]) -> dict:
         "rating": None if decisive["rating"] is None else max(s["rating"] for s in present),
         "adams_count": sum(adams) if adams else None,
         "region_volume_mm3": round(size, 1),
+        **({_EXPECTED: round(sum(s[_EXPECTED] for s in present), 3)} if all(_EXPECTED in s for s in present) else {}),
     }

@@ -135,7 +135,7 @@ def _unit(x: Any, filters: int, stride: Any, *, name: str) -> Any:
 
 WEIGHTS = Weights(
     file="resnet152.npz",
-    sha256="6544b886e328d2f6f45906fa8b3baebad39e72987ac017193c665d6c3ec09087",
+    sha256="9e4f79546ecd42fcb33b87eaf54380e2bdb14a802dff7ec183e86876b92d9fe1",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see resnet152.json beside the weights)",
 )

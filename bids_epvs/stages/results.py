@@ -75,7 +75,9 @@ def _measure(scan: Scan, settings: Settings, name: str, prepared: Prepared) -> t
             probability=to_canonical(nib.load(response), native) if response else None,
             model=name,
         )
-    chosen = [r for r in load(name).regions if not settings.regions or r in settings.regions]
+    spec = load(name)
+    sure = spec.calibrated and "probability" in files
+    chosen = [r for r in spec.regions if not settings.regions or r in settings.regions]
     about = write.read_json(paths.sidecar(next(iter(files.values()))))
     used = about["Parameters"]
     known = {n: used[f"lesion_{n}"] for n in ("slope", "offset", "missed") if f"lesion_{n}" in used}
@@ -88,6 +90,7 @@ def _measure(scan: Scan, settings: Settings, name: str, prepared: Prepared) -> t
         names=[n for n in NAMES if n in chosen],
         model=name,
         certainty=ratings.Certainty(**known) if known else None,
+        share=to_canonical(nib.load(files["probability"]), native) if sure else None,
     )
     if "findings" in files:
         summary = ratings.merged(summary, write.read_table(files["findings"]), marks="instances" in files)

@@ -295,6 +295,7 @@ def truth_summary(
         slices=slices,
         names=NAMES,
         model="truth",
+        share=fraction,
     )
 
 

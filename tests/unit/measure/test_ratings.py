@@ -51,6 +51,22 @@ def test_intervals_and_grades_from_what_is_known_of_a_method(rng):
     assert plain[["count_low", "p_0"]].isna().all().all()
 
 
+def test_the_expected_volume_holds_what_a_mask_leaves_out():
+    labels, regions = np.zeros((8, 8, 3), np.int32), np.full((8, 8, 3), 1, np.uint8)
+    regions[:4] = 2
+    labels[1, 1:4, 1] = 1
+    share = np.zeros(labels.shape, np.float32)
+    share[1, 1:4, 1], share[1, 1:4, 2], share[6, 6, 0] = 0.75, 0.25, 0.1
+    lesion = {"index": 1, "region": "BasalGanglia", "hemisphere": "right", "volume_mm3": 6.0, "probability": 0.75}
+    common = {"voxel_mm3": 2.0, "slices": {}, "names": ["BasalGanglia", "Hippocampus"]}
+    found = ratings.summarise(pd.DataFrame([lesion]), labels, regions, **common, share=share)
+    expected = found.set_index(["region", "hemisphere"])["volume_expected_mm3"]
+    assert expected["BasalGanglia"].to_dict() == pytest.approx({"left": 0.2, "right": 6.0, "both": 6.2})
+    assert expected["Hippocampus"].isna().all(), "the scan does not show it"
+    plain = ratings.summarise(pd.DataFrame([lesion]), labels, regions, **common)
+    assert plain["volume_expected_mm3"].isna().all()
+
+
 def test_findings_of_a_method_take_the_place_of_its_marks():
     names = ["BasalGanglia", "Hippocampus", "Midbrain"]
     sides = [(n, s) for n in names for s in ("left", "right", "both")]
