@@ -147,10 +147,8 @@ def summarise(
                 size = float((regions == index).sum() * voxel_mm3)
                 side = region.side.lower()
                 chosen = lesions[(lesions["region"] == name) & (lesions["hemisphere"] == side)]
-                sides[side] = _side(chosen, pairs, labels.shape[2], name, size, slices, certainty)
-                if share is not None and size:
-                    filled = float(share[regions == index].sum(dtype=np.float64) * voxel_mm3)
-                    sides[side][_EXPECTED] = round(filled, 3)
+                filled = np.nan if share is None else float(share[regions == index].sum(dtype=np.float64) * voxel_mm3)
+                sides[side] = _side(chosen, pairs, labels.shape[2], name, size, filled, slices, certainty)
         for side, row in {**sides, "both": _both(sides)}.items():
             rows.append({"model": model, "region": name, "hemisphere": side, **row})
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
@@ -162,6 +160,7 @@ def _side(
     height: int,
     name: str,
     size: float,
+    filled: float,
     slices: Mapping[str, int],
     certainty: Certainty | None,
 ) -> dict[str, Any]:
@@ -189,6 +188,7 @@ def _side(
         "count": len(chosen),
         "volume_mm3": round(volume, 3),
         "volume_fraction": round(volume / size, 6),
+        "volume_expected_mm3": round(filled, 3),
         "rating": rating,
         "rating_scale": None if rating is None else POTTER,
         "slice": best,
@@ -261,7 +261,6 @@ def merged(summary: pd.DataFrame, found: pd.DataFrame, *, marks: bool) -> pd.Dat
 
 
 _COUNTS, _GRADES = "distribution of the count", "probabilities of grades"
-_EXPECTED = "volume_expected_mm3"
 
 
 def _both(sides: Mapping[str, dict]) -> dict:
@@ -288,8 +287,8 @@ def _both(sides: Mapping[str, dict]) -> dict:
         "count": sum(s["count"] for s in present),
         "volume_mm3": round(volume, 3),
         "volume_fraction": round(volume / size, 6),
+        "volume_expected_mm3": round(sum(s["volume_expected_mm3"] for s in present), 3),
         "rating": None if decisive["rating"] is None else max(s["rating"] for s in present),
         "adams_count": sum(adams) if adams else None,
         "region_volume_mm3": round(size, 1),
-        **({_EXPECTED: round(sum(s[_EXPECTED] for s in present), 3)} if all(_EXPECTED in s for s in present) else {}),
     }

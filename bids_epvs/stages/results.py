@@ -59,12 +59,14 @@ def measures(
 
 def _measure(scan: Scan, settings: Settings, name: str, prepared: Prepared) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Lesions (none for methods that mark none) and summary of one model from its files on disk."""
-    files, native = disk.model_files(scan, settings, name), prepared.native
-    labels = np.zeros(prepared.regions.shape, np.int32)
+    files, native, spec = disk.model_files(scan, settings, name), prepared.native, load(name)
+    labels, share = np.zeros(prepared.regions.shape, np.int32), None
     lesion = pd.DataFrame(columns=measure_lesions.LESION_COLUMNS)
     if "instances" in files:
         labels = to_canonical(nib.load(files["instances"]), native).astype(np.int32)
         response = files.get("probability", files.get("saliency"))
+        seen = to_canonical(nib.load(response), native) if response else None
+        share = seen if spec.calibrated and "probability" in files else None
         turned = nib.as_closest_canonical(native)
         lesion = measure_lesions.describe(
             labels,
@@ -72,11 +74,9 @@ def _measure(scan: Scan, settings: Settings, name: str, prepared: Prepared) -> t
             prepared.spacing,
             to_world=turned.affine,
             to_native_voxel=np.linalg.inv(native.affine) @ turned.affine,
-            probability=to_canonical(nib.load(response), native) if response else None,
+            probability=seen,
             model=name,
         )
-    spec = load(name)
-    sure = spec.calibrated and "probability" in files
     chosen = [r for r in spec.regions if not settings.regions or r in settings.regions]
     about = write.read_json(paths.sidecar(next(iter(files.values()))))
     used = about["Parameters"]
@@ -90,7 +90,7 @@ def _measure(scan: Scan, settings: Settings, name: str, prepared: Prepared) -> t
         names=[n for n in NAMES if n in chosen],
         model=name,
         certainty=ratings.Certainty(**known) if known else None,
-        share=to_canonical(nib.load(files["probability"]), native) if sure else None,
+        share=share,
     )
     if "findings" in files:
         summary = ratings.merged(summary, write.read_table(files["findings"]), marks="instances" in files)

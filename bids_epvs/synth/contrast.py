@@ -233,8 +233,8 @@ def through_scanner(
     noise = np.empty_like(k)
     noise.real, noise.imag = (rng.standard_normal(k.shape, dtype=np.float32) for _ in range(2))
     noise *= noise_scale(window, 1.0)
-    heard = (fft.ifft2(a * window[..., None], axes=(0, 1), overwrite_x=True) for a in (k, noise))
-    return np.abs(next(heard) + next(heard) * np.float32(sigma))
+    signal, noise = (fft.ifft2(a * window[..., None], axes=(0, 1), overwrite_x=True) for a in (k, noise))
+    return np.abs(signal + noise * np.float32(sigma))
 
 
 def k_space(shape: tuple[int, int], rng: np.random.Generator, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:

@@ -28,8 +28,9 @@ OFTEN = {"BasalGanglia": 0.2, "CentrumSemiovale": 0.25, "Hippocampus": 0.4, "Mid
 ADDED, GRAIN, ACROSS = 0.03, 1.0, 0.4
 """Most noise that is added to a block (as a share of the step from white matter to fluid), its widest grain (standard
 deviation, voxels), and how far it reaches across slices (standard deviation, slices)."""
-WINDOW = 48
-"""Files that blocks are drawn from at a time."""
+WINDOW, PACE = 48, 16
+"""Files that blocks are drawn from at a time, and how many at least are new in each epoch: reading one takes as long as
+learning from some blocks."""
 PART = 0.5
 """Share of blocks of which only what lies on one side of a random plane is counted."""
 BUILD: Mapping[str, Callable[..., keras.Model]] = {"cnn": count.build, "gpunet": gpunet.build}
@@ -109,6 +110,9 @@ def _kept(path: Path) -> dict[int, Region]:
 class Examples(loop.Folder):
     """Random blocks of random regions of random examples, each with its number of EPVS."""
 
+    epochs = 1
+    """Epochs in which all examples are to be seen."""
+
     def __getitem__(self, index: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
         rng = self.rng(index)
         drawn = [self._draw(rng, index) for _ in range(self.batch)]
@@ -116,9 +120,10 @@ class Examples(loop.Folder):
         return (stacked(image), stacked(mask), np.stack(told)), np.stack(number)
 
     def _draw(self, rng: np.random.Generator, index: int) -> tuple[np.ndarray, ...]:
-        """One block out of a window that passes over the folder once an epoch, so that few files are held at a time."""
+        """One block out of a window of few files that passes over the folder at least once in all epochs."""
         window = min(len(self.files), WINDOW)
-        begins = index * len(self.files) // self.steps
+        pace = max(PACE, len(self.files) / self.epochs)
+        begins = int((self.epoch + index / self.steps) * pace)
         found = _kept(self.files[(begins + int(rng.integers(window))) % len(self.files)])
         names = [found[k].name for k in found]
         often = np.array([OFTEN[n] for n in names])
@@ -319,6 +324,7 @@ def train(
     keras.utils.set_random_seed(schedule.seed)
     network, architecture = loop.started(BUILD[model], count.WIDTHS, widths, init)
     data = Examples(examples, steps=schedule.epoch, batch=batch, seed=schedule.seed)
+    data.epochs = schedule.epochs
     files = sorted(held_out.glob("example-*.npz"))
     loop.fit(
         network,

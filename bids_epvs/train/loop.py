@@ -50,6 +50,11 @@ class Schedule:
     patience: int = 0
     seed: int = 0
 
+    @property
+    def epochs(self) -> int:
+        """Number of epochs, at least 1."""
+        return max(1, self.steps // self.epoch)
+
 
 class Folder(keras.utils.PyDataset):
     """Items drawn from the examples in a folder, which may still be growing; subclasses say how to draw.
@@ -316,7 +321,7 @@ def fit(
     started = time.monotonic()
     model.fit(
         data,
-        epochs=max(1, schedule.steps // schedule.epoch),
+        epochs=schedule.epochs,
         verbose=1 if sys.stderr.isatty() else 2,
         callbacks=[
             keras.callbacks.BackupAndRestore(str(out / "checkpoint")),

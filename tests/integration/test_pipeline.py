@@ -23,7 +23,7 @@ from bids_epvs.cli import main, run, settings_from
 from bids_epvs.derivatives import paths
 from bids_epvs.errors import UsageError
 from bids_epvs.models import default, load
-from bids_epvs.prepare.regions import NAMES
+from bids_epvs.prepare.regions import NAMES, indices
 
 MODELS = default()
 WRITES = {name: load(name).outputs for name in MODELS}
@@ -138,6 +138,14 @@ def test_tables_agree_with_images(finished):
             assert both["count"].sum() == pytest.approx(len(lesions), abs=4)
         else:
             assert both["count"].sum() == len(lesions) > 0
+        if load(model).calibrated:
+            share = np.asarray(nib.load(base / f"sub-01_{KINDS['probability'].format(model)}").dataobj)
+            inside = np.asarray(nib.load(base / "sub-01_seg-epvs_dseg.nii.gz").dataobj)
+            for row in both.itertuples():
+                own = share[np.isin(inside, indices(row.region))].sum(dtype=float) * voxel
+                assert row.volume_expected_mm3 == pytest.approx(own, abs=0.01)
+        else:
+            assert both["volume_expected_mm3"].isna().all()
         for _, row in lesions.iterrows():
             i, j, k = np.rint([row.i, row.j, row.k]).astype(int)
             near = data[max(0, i - 4) : i + 5, max(0, j - 4) : j + 5, max(0, k - 1) : k + 2]

@@ -158,6 +158,14 @@ def test_one_epoch_draws_from_every_file(path, monkeypatch):
         near = drawn[-4 * 40 :]
         assert len(set(near)) <= training.WINDOW + 40
     assert len(set(drawn)) > 0.95 * len(data.files)
+    drawn.clear()
+    data.epochs = 4
+    for epoch in range(4):
+        data.epoch, before = epoch, len(drawn)
+        for index in range(len(data)):
+            data[index]
+        assert len(set(drawn[before:])) <= 2 * training.WINDOW, "few are read anew in each epoch"
+    assert set(drawn) == {f.name for f in data.files}
 
 
 @pytest.mark.parametrize("name", BUILD)
