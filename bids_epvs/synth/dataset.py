@@ -376,6 +376,10 @@ What is known about every EPVS is in derivatives/truth, counts and ratings are i
 """
 
 
+SIMULATED_ONLY = ("subjects", "protocol", "contrasts", "no_mimics", "spacing", "snr", "labelmaps")
+"""Options that say how simulated heads and scans are made."""
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line of ``bids_epvs-simulate``."""
     p = argparse.ArgumentParser(prog="bids_epvs-simulate", description=__doc__.split("\n", maxsplit=1)[0])
@@ -416,6 +420,12 @@ def _run(args: argparse.Namespace) -> int:
     if args.snr is not None and not 2 <= args.snr <= 1000:
         raise UsageError("expected a signal-to-noise ratio of 2 to 1000.", where="--snr")
     if args.implant:
+        useless = [f"--{n.replace('_', '-')}" for n in SIMULATED_ONLY if getattr(args, n) != parser().get_default(n)]
+        if useless:
+            raise UsageError(
+                f"{', '.join(useless)}: no effect with --implant.",
+                remedy="EPVS are drawn into real scans as they are; leave these options out.",
+            )
         from bids_epvs.synth.implant import implant
 
         count = implant(args.implant, args.out, seed=args.seed, burden=args.burden or "mid")

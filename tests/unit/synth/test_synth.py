@@ -300,6 +300,15 @@ def test_an_unreadable_label_map(tmp_path):
         anatomy.read_labelmap(path)
 
 
+@pytest.mark.parametrize(
+    "option", [["--snr", "30"], ["--spacing", "1", "1", "1"], ["--no-mimics"], ["--subjects", "2"]]
+)
+def test_what_describes_simulated_scans_is_refused_for_real_ones(tmp_path, capsys, option):
+    assert dataset.main([str(tmp_path / "out"), "--implant", str(tmp_path), *option]) == 64
+    assert f"{option[0]}: no effect with --implant" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_implanted_tubes_brighten_real_voxels_where_the_truth_says(simulated, tmp_path, monkeypatch):
     raw, out = tmp_path / "raw", tmp_path / "out"
