@@ -187,20 +187,15 @@ def marked(probability: np.ndarray, threshold: float, extent: float) -> np.ndarr
     probability : ndarray
         (X, Y, Z).
     threshold, extent : float
-        Where `extent` is not above `threshold`, that alone counts.
+        An extent that is not above the threshold cuts nothing.
 
     Returns
     -------
     ndarray of bool
     """
-    found = probability >= threshold
-    clear = probability >= extent
-    if extent <= threshold or not clear.any():
-        return found
-    pieces, _ = ndimage.label(found, np.ones((3, 3, 3)))
-    reached = np.zeros(pieces.max() + 1, bool)
-    reached[np.unique(pieces[clear])] = True
-    return clear | (found & ~reached[pieces])
+    found, clear = probability >= threshold, probability >= max(threshold, extent)
+    reached = ndimage.binary_propagation(clear, np.ones((3, 3, 3)), mask=found)
+    return clear | (found & ~reached)
 
 
 def calibrated(stored: Mapping[str, Any], names: Sequence[str], spacing: Sequence[float]) -> Mapping[str, float]:

@@ -420,11 +420,13 @@ def _run(args: argparse.Namespace) -> int:
     if args.snr is not None and not 2 <= args.snr <= 1000:
         raise UsageError("expected a signal-to-noise ratio of 2 to 1000.", where="--snr")
     if args.implant:
-        useless = [f"--{n.replace('_', '-')}" for n in SIMULATED_ONLY if getattr(args, n) != parser().get_default(n)]
+        usual = parser()
+        useless = [f"--{n.replace('_', '-')}" for n in SIMULATED_ONLY if getattr(args, n) != usual.get_default(n)]
         if useless:
             raise UsageError(
-                f"{', '.join(useless)}: no effect with --implant.",
-                remedy="EPVS are drawn into real scans as they are; leave these options out.",
+                "no effect with --implant.",
+                where=", ".join(useless),
+                remedy="EPVS are drawn into real scans as they are.",
             )
         from bids_epvs.synth.implant import implant
 
