@@ -102,6 +102,7 @@ def evaluate(args: argparse.Namespace) -> Path:
     diameters = cases.diameters(lesions)
     regional = {
         "counts": numbers.counts(told),
+        "volumes": numbers.volumes(told),
         "williams": numbers.williams(told),
         "grades": numbers.grades(told),
         "severity": numbers.severity(told),

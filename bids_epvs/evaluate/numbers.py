@@ -15,16 +15,19 @@ from bids_epvs.evaluate.cases import Case, Known, summary
 from bids_epvs.evaluate.tables import parts
 from bids_epvs.measure import agreement, classification, lesions, ratings
 from bids_epvs.measure.ratings import GRADES, SEVERITY
-from bids_epvs.prepare.regions import NAMES
+from bids_epvs.prepare.regions import NAMES, REGIONS, indices
 
 CHANCES = [f"p_{k}" for k in range(GRADES)]
 COLUMNS = [
     *("label", "resolution", "model", "region", "count_truth", "count_visible", "count", "count_low", "count_high"),
     *("grade_truth", "severe_truth", "rating", "rating_scale", *CHANCES),
+    *("volume_truth_mm3", "volume_mm3", "volume_expected_mm3"),
 ]
 """Of the rows of `rows`."""
 TRUTHS = {"all": "count_truth", "visible": "count_visible"}
 """What counts are compared with: every EPVS, and, where the truth was simulated, those that can be seen."""
+VOLUMES = {"mask": "volume_mm3", "expected": "volume_expected_mm3"}
+"""What is compared with the volume that EPVS fill: that of the mask, and the sum of calibrated shares."""
 NOTHING = float("nan")
 
 
@@ -53,12 +56,19 @@ def visible(known: Known) -> Counter[str] | None:
     return Counter(known.region[int(k)] for k in known.truth.expected if int(k) in known.region)
 
 
+def filled(known: Known) -> dict[str, float]:
+    """Volume (mm3) that the EPVS of the truth fill in each region: their shares, or the mask without them."""
+    share = known.truth.mask if known.truth.share is None else known.truth.share
+    total = np.bincount(known.regions.ravel(), share.ravel(), max(REGIONS) + 1) * float(np.prod(known.spacing))
+    return {name: float(total[list(indices(name))].sum()) for name in NAMES}
+
+
 def rows(case: Case, known: Known, resolution: str, models: Iterable[str]) -> Iterator[dict[str, Any]]:
     """A row for each method and region that the summary table of the results holds, `COLUMNS`."""
     table = summary(case.results, case.label)
     if table is None:
         return
-    truth, seen = of_truth(case, known), visible(known)
+    truth, seen, volume = of_truth(case, known), visible(known), filled(known)
     table = table[(table["hemisphere"] == "both") & table["model"].isin(list(models))]
     for row in table.to_dict("records"):
         if row["region"] not in truth.index:
@@ -68,6 +78,7 @@ def rows(case: Case, known: Known, resolution: str, models: Iterable[str]) -> It
         severe = float(grade >= ratings.SEVERE_GRADE) if pd.notna(grade) else NOTHING
         about = {"label": case.label, "resolution": resolution, "count_truth": actual["count"], "grade_truth": grade}
         about["count_visible"] = NOTHING if seen is None or pd.isna(actual["count"]) else seen[row["region"]]
+        about["volume_truth_mm3"] = volume.get(str(row["region"]), NOTHING)
         known_of: dict[str, Any] = {**{str(k): v for k, v in row.items()}, **about, "severe_truth": severe}
         yield {c: known_of.get(c, NOTHING) for c in COLUMNS}
 
@@ -90,17 +101,37 @@ def counts(table: pd.DataFrame) -> pd.DataFrame:
     for part, name, known in against(table):
         for (model, region), group in known.groupby(["model", "region"], sort=False):
             found, true = group["count"].to_numpy(float), group["true"].to_numpy(float)
-            icc, ccc = agreement.icc(np.column_stack([found, true])), agreement.ccc(found, true)
-            limits = agreement.bland_altman(found, true)
             low, high = group["count_low"].to_numpy(float), group["count_high"].to_numpy(float)
             covered = (low <= true) & (true <= high)
             sure = np.isfinite(low)
             row = {"part": part, "truth": name, "model": model, "region": region, "n": len(group)}
-            row["pearson"] = agreement.pearson(found, true)
-            row["mae"] = float(np.abs(found - true).mean())
-            row |= {"icc": icc.value, "icc_low": icc.low, "icc_high": icc.high, "ccc": ccc.value}
-            row |= {"bias": limits.bias.value, "limit_low": limits.low, "limit_high": limits.high}
+            row |= agreeing(found, true)
             out.append({**row, "coverage": float(covered[sure].mean()) if sure.any() else NOTHING})
+    return pd.DataFrame(out)
+
+
+def agreeing(found: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    """Correlation, mean error, ICC and limits of agreement of what was found with the truth."""
+    icc, limits = agreement.icc(np.column_stack([found, true])), agreement.bland_altman(found, true)
+    return {
+        "pearson": agreement.pearson(found, true),
+        "mae": float(np.abs(found - true).mean()),
+        **{"icc": icc.value, "icc_low": icc.low, "icc_high": icc.high},
+        "ccc": agreement.ccc(found, true).value,
+        **{"bias": limits.bias.value, "limit_low": limits.low, "limit_high": limits.high},
+    }
+
+
+def volumes(table: pd.DataFrame) -> pd.DataFrame:
+    """Agreement of volumes (mm3) with what the EPVS fill, by part, method and region, for each of `VOLUMES`."""
+    out = []
+    for part, own in parts(table, ("resolution",)):
+        for name, column in VOLUMES.items():
+            there = own[own[column].notna() & own["volume_truth_mm3"].notna()]
+            for (model, region), group in there.groupby(["model", "region"], sort=False):
+                found, true = (group[c].to_numpy(float) for c in (column, "volume_truth_mm3"))
+                row = {"part": part, "measure": name, "model": model, "region": region, "n": len(group)}
+                out.append({**row, "mean_truth": true.mean(), "mean_found": found.mean(), **agreeing(found, true)})
     return pd.DataFrame(out)
 
 

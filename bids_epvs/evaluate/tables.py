@@ -47,10 +47,13 @@ DESCRIPTIONS = {
 
 REGIONAL = {
     "truth": "what counts are compared with: all EPVS, or those that can be seen (they fill 30 % of some voxel)",
-    "pearson": "correlation of counts with the truth",
-    "mae": "mean absolute error of counts",
-    "icc": "ICC(2,1) of counts with the truth",
-    "ccc": "Lin's concordance of counts",
+    "measure": "volumes: mask, that of the mask; expected, the sum of the shares that the method expects of each voxel",
+    "mean_truth": "mean of what the EPVS fill (simulated truth: shares of voxels; else the mask), mm3",
+    "mean_found": "mean of what was found, mm3",
+    "pearson": "correlation with the truth",
+    "mae": "mean absolute error",
+    "icc": "ICC(2,1) with the truth",
+    "ccc": "Lin's concordance with the truth",
     "bias": "mean of found - truth",
     "limit_low": "lower limit of agreement",
     "limit_high": "upper limit of agreement",
@@ -78,7 +81,7 @@ REGIONAL = {
     "epvs": "EPVS that show, in all images",
     **{f"hit_at_{k:g}": f"share of EPVS hit at {k:g} wrong marks a region of an image" for k in WRONG_PER_IMAGE},
 }
-"""Columns of the tables of counts, grades, severity and marks."""
+"""Columns of the tables of counts, volumes, grades, severity and marks."""
 
 
 def described(names: Iterable[str]) -> dict[str, dict[str, str]]:

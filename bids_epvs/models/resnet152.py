@@ -135,7 +135,7 @@ def _unit(x: Any, filters: int, stride: Any, *, name: str) -> Any:
 
 WEIGHTS = Weights(
     file="resnet152.npz",
-    sha256="9e4f79546ecd42fcb33b87eaf54380e2bdb14a802dff7ec183e86876b92d9fe1",
+    sha256="5c26f86d4d93f286ed2186e58c86e8b47a55b4c081674e5e07225aa07439eee5",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see resnet152.json beside the weights)",
 )

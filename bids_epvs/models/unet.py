@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import ndimage, special
+from scipy import special
 
-from bids_epvs.models import weights
+from bids_epvs.models import pieces, weights
 from bids_epvs.models.spec import ModelSpec, Weights, recorded
 from bids_epvs.prepare.intensity import fluid_step
 from bids_epvs.prepare.regions import NAMES, WHITE_MATTER
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = Weights(
     file="unet.npz",
-    sha256="8830e36a64c3fe22420d89e9d6124474b3b64522362e9089497671e6b76936e8",
+    sha256="89b392a9736d62d61e811258c6b60438eb9adb87d65c8cdeb1dbb565c1ff30f0",
     licence="Apache-2.0",
     trained_on="simulated brains of twelve label maps (see unet.json beside the weights)",
 )
@@ -177,27 +177,6 @@ def probabilities(logit: np.ndarray, calibration: Mapping[str, float]) -> np.nda
     return special.expit(calibration["slope"] * logit + calibration["offset"]).astype(np.float32)
 
 
-def marked(probability: np.ndarray, threshold: float, extent: float) -> np.ndarray:
-    """Mask of EPVS: pieces at a threshold, and of each piece that somewhere reaches `extent` only what does.
-
-    A threshold at which faint EPVS are found makes clear ones too wide.
-
-    Parameters
-    ----------
-    probability : ndarray
-        (X, Y, Z).
-    threshold, extent : float
-        An extent that is not above the threshold cuts nothing.
-
-    Returns
-    -------
-    ndarray of bool
-    """
-    found, clear = probability >= threshold, probability >= max(threshold, extent)
-    reached = ndimage.binary_propagation(clear, np.ones((3, 3, 3)), mask=found)
-    return clear | (found & ~reached)
-
-
 def calibrated(stored: Mapping[str, Any], names: Sequence[str], spacing: Sequence[float]) -> Mapping[str, float]:
     """Slope, offset, threshold and extent for a combination of sequences; without an entry that of its first one."""
     table = stored[thickness(spacing)]
@@ -229,7 +208,7 @@ def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
     probability[box] = probabilities(made, used)
     probability[~inside] = 0
     record = {**recorded(parameters), "sequences": list(names), **used}
-    mask = marked(probability, used["threshold"], used.get("extent", 0.0))
+    mask = pieces.marked(probability, used["threshold"], used.get("extent", 0.0))
     return Prediction("unet", probability, mask, record)
 
 
@@ -259,7 +238,7 @@ SPEC = ModelSpec(
         "Targets are the share of each voxel that EPVS fill; loss is cross-entropy and soft Dice.",
         "Sequences are aligned to the T2w (without one to the T1w or FLAIR) instead of the SWI.",
         "Large fluid is left out of the result.",
-        "The threshold makes the mean count right on held-out simulated brains, apart for thin and thick slices; on "
-        "thin ones EPVS that reach a higher one are cut there, which makes the volume of masks right.",
+        "The threshold makes the mean count right on held-out simulated brains, apart for thin and thick slices; EPVS "
+        "found with it are then thinned to a higher one, which makes the volume of masks right.",
     ),
 )

@@ -90,12 +90,12 @@ def from_atlas(images: Sequence[Nifti1Image], alignment: Alignment) -> Anatomy:
     else:
         mask = brain_mask(skull, spacing)
     labels = tissues.label_map(prior, tissues.posteriors(coarse, mask, prior), mask, spacing)
-    return _finished(full, grid, labels, prior, mask, mask.astype(np.float32))
+    return _finished(full, coarse[0], labels, prior, mask, mask.astype(np.float32))
 
 
 def _finished(
     full: Nifti1Image,
-    grid: Nifti1Image,
+    coarse: Nifti1Image,
     labels: np.ndarray,
     prior: np.ndarray,
     mask: np.ndarray,
@@ -103,12 +103,12 @@ def _finished(
     *,
     sure: float = np.inf,
 ) -> Anatomy:
-    """Labels on the work grid without lakes and strays, brought to the full grid.
+    """Labels on the work grid without lakes, bays and strays, brought to the full grid.
 
     Parameters
     ----------
-    full, grid : Nifti1Image
-        The result's grid and the work grid.
+    full, coarse : Nifti1Image
+        The scan on the result's grid and on the work grid.
     labels : ndarray
         (X, Y, Z) there.
     prior : ndarray
@@ -120,11 +120,12 @@ def _finished(
     sure : float
         Where the priors of `tidy.SOLID` add up to this, intensities cannot make fluid or cortex of it.
     """
-    spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
-    labels = tidy.without_strays(tidy.without_lakes(tidy.kept_solid(labels, prior, mask, sure), spacing), spacing)
-    smooth = nib.Nifti1Image(inside, grid.affine)
+    spacing = np.linalg.norm(coarse.affine[:3, :3], axis=0)
+    labels = tidy.without_lakes(tidy.kept_solid(labels, prior, mask, sure), spacing)
+    labels = tidy.without_strays(tidy.without_bays(labels, np.asarray(coarse.dataobj), spacing), spacing)
+    smooth = nib.Nifti1Image(inside, coarse.affine)
     brain = np.asarray(resample(smooth, full, antialias=False).dataobj) > 0.5
-    fine = tidy.upsample_labels(labels, grid, full, smooth=STEPS)
+    fine = tidy.upsample_labels(labels, coarse, full, smooth=STEPS)
     return Anatomy(np.where(brain, fine, 0).astype(np.int16), brain)
 
 
@@ -176,7 +177,7 @@ def from_parcels(
     else:
         labels = np.where(mask, INDICES[np.argmax(better, axis=-1)], 0)
     labels = deep.sharpened(labels, found, [np.asarray(image.dataobj) for image in coarse], spacing)
-    made = _finished(full, grid, labels, found, mask, border, sure=structures.SURE)
+    made = _finished(full, coarse[0], labels, found, mask, border, sure=structures.SURE)
     out = Anatomy(np.zeros(whole, made.labels.dtype), np.zeros(whole, bool))
     out.labels[box], out.brain[box] = made.labels, made.brain
     return out

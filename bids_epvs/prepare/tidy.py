@@ -8,7 +8,9 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from scipy import ndimage
 
+from bids_epvs.prepare.intensity import levels
 from bids_epvs.prepare.labels import INDICES
+from bids_epvs.prepare.regions import opened_axially
 from bids_epvs.prepare.resample import affine_sample
 
 FLUID = 24
@@ -17,6 +19,12 @@ LAKES, SOLID = (FLUID, 3, 42), (2, 41, 10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 2
 COMPACT, STRAY = (10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 17, 53, 18, 54), 0.1
 """Structures in one piece; share of the largest piece below which another one is no part of it."""
 LAKE_MM3, LAKE_MM2, ENCLOSED = 500.0, 40.0, 0.6
+BAY_MM = 2.5
+"""Half the width of a bay of fluid or cortex in white matter or basal ganglia that is too narrow for a sulcus."""
+BRIGHT, NEAR_MM = 0.25, 1.5
+"""From white matter (0) to fluid (1): intensity above which a bay holds an EPVS; how far its rim reaches from there."""
+BANKS = (2, 41, 11, 50, 12, 51, 13, 52, 26, 58)
+"""Labels of such bays' surroundings: cisterns between the thalamus and the ventral diencephalon are as narrow."""
 
 
 def kept_solid(labels: np.ndarray, prior: np.ndarray, mask: np.ndarray, sure: float) -> np.ndarray:
@@ -36,9 +44,10 @@ def kept_solid(labels: np.ndarray, prior: np.ndarray, mask: np.ndarray, sure: fl
 def without_lakes(labels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """Labels without fluid and cortex in the midst of white matter and nuclei: these are large EPVS or lesions.
 
-    A piece of cortex (26 neighbours) of at most `LAKE_MM3`, or of fluid in an axial plane (8 neighbours, as EPVS of the
-    basal ganglia open into the cistern below) of at most `LAKE_MM2`, whose surroundings in its planes are white matter
-    or nuclei to `ENCLOSED` takes the nearest of those labels, so that EPVS in it are looked for and counted.
+    A piece of cortex (26 neighbours) of at most `LAKE_MM3`, or of fluid with the cortex at its rim in an axial plane (8
+    neighbours, as EPVS of the basal ganglia open into the cistern below) of at most `LAKE_MM2`, whose surroundings in
+    its planes are white matter or nuclei to `ENCLOSED` takes the nearest of those labels, so that EPVS in it are looked
+    for and counted.
 
     Parameters
     ----------
@@ -51,20 +60,52 @@ def without_lakes(labels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     solid = np.isin(labels, SOLID)
     plane = np.zeros((3, 3, 3), bool)
     plane[:, :, 1] = True
-    for index in LAKES:
-        fluid = index == FLUID
-        most = LAKE_MM2 / (spacing[0] * spacing[1]) if fluid else LAKE_MM3 / float(np.prod(spacing))
-        pieces, _ = ndimage.label(labels == index, plane if fluid else np.ones((3, 3, 3)))
+    fluid = labels == FLUID
+    for kind in ((FLUID,), (3,), (42,), LAKES):
+        flat = FLUID in kind
+        most = LAKE_MM2 / (spacing[0] * spacing[1]) if flat else LAKE_MM3 / float(np.prod(spacing))
+        pieces, _ = ndimage.label(np.isin(labels, kind), plane if flat else np.ones((3, 3, 3)))
         for number, found in enumerate(ndimage.find_objects(pieces), start=1):
             box = _grown(found, (2, 2, 2))
             piece = pieces[box] == number
-            if piece.sum() > most:
+            if piece.sum() > most or (flat and not fluid[box][piece].any()):
                 continue
             ring = ndimage.binary_dilation(piece, plane) & ~piece
             if not ring.any() or solid[box][ring].mean() < ENCLOSED:
                 continue
             out[box][piece] = _nearest(labels[box], solid[box], spacing)[piece]
     return out
+
+
+def without_bays(labels: np.ndarray, image: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """Labels without bright spots in narrow bays and gaps of white matter and basal ganglia: EPVS near the cortex.
+
+    They are brighter than white matter and run together with the cortex beside them, and lay in no region, where they
+    are not looked for. What a disc of `BAY_MM` in an axial plane cannot reach takes the nearest of `BANKS` where it is
+    `BRIGHT`, and `NEAR_MM` around; between two walls of a sulcus, or across a fold of cortex, there is more room.
+
+    Parameters
+    ----------
+    labels : ndarray of int16
+        (X, Y, Z).
+    image : ndarray
+        T2w; where fluid is dark (T1w, FLAIR), EPVS look like cortex, and nothing is changed.
+    spacing : sequence of float
+        mm.
+    """
+    white, fluid = np.isin(labels, (2, 41)), np.isin(labels, (4, 43))
+    fluid = fluid if fluid.any() else labels == FLUID
+    if not white.any() or not fluid.any():
+        return labels.copy()
+    level = levels(image, white, fluid)
+    banks = np.isin(labels, BANKS)
+    narrow = ~opened_axially(~banks, tuple(spacing), BAY_MM) & np.isin(labels, LAKES)
+    seeds = narrow & (image > level.white + BRIGHT * (level.fluid - level.white))
+    if np.median(image[fluid]) <= level.white or not seeds.any():
+        return labels.copy()
+    apart = (*spacing[:2], 1e3)  # in the plane of the slice
+    spots = narrow & (ndimage.distance_transform_edt(~seeds, sampling=apart) <= NEAR_MM)
+    return np.where(spots, _nearest(labels, banks, spacing), labels)
 
 
 def _grown(box: tuple[slice, ...], margin: Sequence[int]) -> tuple[slice, ...]:

@@ -36,7 +36,7 @@ def render(
         A row for each session, method and region; for each part, method and region; for each method and diameter; for
         each method and bin of probability.
     regional : mapping
-        Tables of what is said of whole regions: ``counts, williams, grades, severity, calibration, hits``.
+        Tables of what is said of whole regions: ``counts, volumes, williams, grades, severity, calibration, hits``.
     numbers : DataFrame
         A row for each session, method and region: counts found and true.
     shown : sequence of str
@@ -80,13 +80,14 @@ def render(
 
 TITLES = {
     "counts": "Counts by region",
+    "volumes": "Volumes by region, mm³: of the mask, and expected from the probability of each voxel",
     "williams": "Which method's counts correlate better with the truth (Williams' test)",
     "grades": "Grades (Potter)",
     "severity": "None or mild against moderate to severe",
     "calibration": "Probability of moderate to severe EPVS against how often they are there",
     "hits": "EPVS hit at a number of wrong marks a region of an image",
 }
-_WORDS = ("part", "truth", "model", "region", "a", "b", "resolution")
+_WORDS = ("part", "truth", "measure", "model", "region", "a", "b", "resolution")
 
 
 def _table(name: str, content: pd.DataFrame) -> dict[str, Any]:

@@ -210,6 +210,33 @@ def test_methods_that_only_count_or_rate_are_judged(dataset):
     assert run(dataset, "--models", "none") == 64
 
 
+def test_volumes_are_compared_with_what_epvs_fill(dataset):
+    """5.5 voxels of 2 mm3 in the centrum semiovale, 4 in the basal ganglia; masks are 2 and 4 mm3 larger or smaller."""
+    for number, error in (("01", 2.0), ("02", -4.0)):
+        for kind in ("truth", "out"):
+            said = [
+                ("unet", "CentrumSemiovale", 11 + error, 10.5),
+                ("frangi", "BasalGanglia", 8 + error, np.nan),
+            ]
+            table = pd.DataFrame(said, columns=["model", "region", "volume_mm3", "volume_expected_mm3"])
+            table = table.assign(hemisphere="both", count=1, count_low=np.nan, count_high=np.nan, rating=np.nan)
+            table = table.assign(rating_scale="Potter", **{f"p_{k}": np.nan for k in range(5)})
+            path = dataset / kind / f"sub-{number}" / "anat" / f"sub-{number}_desc-summary_epvs.tsv"
+            table.to_csv(path, sep="\t", index=False, na_rep="n/a")
+    assert run(dataset, "--models", "unet", "frangi") == 0
+    found = read(dataset, "evaluation_volumes").set_index(["measure", "model", "region"])
+    assert len(found) == 3, "frangi expects no volume"
+    mask = found.loc[("mask", "unet", "CentrumSemiovale")]
+    assert mask[["n", "mean_truth", "mean_found", "mae", "bias"]].tolist() == pytest.approx([2, 11, 10, 3, -1])
+    assert found.loc[("expected", "unet", "CentrumSemiovale"), "mae"] == pytest.approx(0.5)
+    assert found.loc[("mask", "frangi", "BasalGanglia"), "mean_truth"] == pytest.approx(8)
+    assert "Volumes by region" in (dataset / "evaluation" / "evaluation.html").read_text()
+    for path in dataset.glob("truth/**/*_probseg.nii.gz"):
+        path.unlink()
+    assert run(dataset, "--models", "unet") == 0
+    assert read(dataset, "evaluation_volumes")["mean_truth"].tolist() == pytest.approx([10, 10]), "of the mask"
+
+
 def test_counts_are_compared_with_what_can_be_seen_too(dataset):
     """Of the two EPVS drawn in each region one hardly shows; ``sharp`` counts both, ``fair`` what shows."""
     counted = {

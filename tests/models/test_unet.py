@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bids_epvs.models import unet, weights
+from bids_epvs.models import pieces, unet, weights
 from bids_epvs.records import Prepared
 
 SMALL = (2, 3, 4)
@@ -130,24 +130,13 @@ def test_calibration_of_the_nearest_combination():
         assert unet.calibrated(table, names, (1, 1, 1))["slope"] == slope
 
 
-def test_clear_epvs_are_cut_at_their_extent_and_faint_ones_stay_whole():
-    likely = np.zeros((20, 12, 6), np.float32)
-    likely[2:7, 2:7, 2], likely[4, 4, 2] = 0.3, 0.9
-    likely[12:16, 2:5, 3] = 0.3
-    likely[12:14, 8, 3] = 0.2
-    found = unet.marked(likely, 0.25, 0.5)
-    assert found[2:8, 2:8].sum() == 1 and found[4, 4, 2]
-    assert found[12:16, 2:5, 3].all() and found.sum() == 13
-    assert np.array_equal(unet.marked(likely, 0.25, 0.25), likely >= 0.25)
-    assert np.array_equal(unet.marked(likely, 0.25, 0.95), likely >= 0.25)
-
-
-def test_the_mask_of_a_session_is_cut_at_the_extent(rng, tmp_path, monkeypatch):
+def test_the_mask_of_a_session_is_thinned_to_the_extent(rng, tmp_path, monkeypatch):
     session, path = prepared(rng, ("T2w",)), tmp_path / "weights.npz"
     settled = {"slope": 1.0, "offset": 0.0, "threshold": 0.3, "extent": 0.6}
     weights.save(unet.build(SMALL), path, {"widths": SMALL}, {"thin": {"T2w": settled}})
     monkeypatch.setattr(unet, "logits", lambda _, volume, *__, **___: rng.normal(-2, 2, volume.shape[:3]))
     found = unet.predict(session, {"flips": False, "weights": path})
-    assert np.array_equal(found.mask, unet.marked(found.probability, 0.3, 0.6))
-    assert (found.probability >= 0.6).sum() < found.mask.sum() < (found.probability >= 0.3).sum()
+    assert np.array_equal(found.mask, pieces.marked(found.probability, 0.3, 0.6))
+    assert found.mask[found.probability >= 0.6].all()
+    assert found.mask.sum() < (found.probability >= 0.3).sum()
     assert found.parameters["extent"] == 0.6

@@ -1,6 +1,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bids_epvs.prepare import brain, tidy
 from bids_epvs.prepare.labels import ATLAS_LABELS
@@ -57,7 +58,9 @@ def test_fluid_in_the_midst_of_white_matter_becomes_white_matter():
     labels[24:36, 30:38] = 12
     labels[28:30, 33:35, 2:4] = 24  # in the putamen
     labels[0:10, 16:40] = 4
+    labels[14:19, 30:35, 6], labels[16, 32, 6] = 3, 24  # an EPVS whose rim was taken for cortex
     made = tidy.without_lakes(labels, (1, 1, 3))
+    assert (made[14:19, 30:35, 6] == 2).all()
     assert (made[30:34, 25:28, 3:6] == 2).all()
     assert (made[10:12, 30:33, 5] == 2).all()
     assert (made[28:30, 33:35, 2:4] == 12).all()
@@ -65,6 +68,39 @@ def test_fluid_in_the_midst_of_white_matter_becomes_white_matter():
     assert np.array_equal(made[kept], labels[kept]), "ventricle, sulcus and cortex stay"
     assert (made[30:34, 12:28, 2] == 24).all(), "what reaches the cistern in its own slice stays"
     assert tidy.without_lakes(labels, (10, 10, 10))[31, 26, 4] == 24, "nothing that large is an EPVS"
+
+
+def test_bright_spots_in_narrow_bays_become_white_matter():
+    """EPVS beside the cortex, which were taken for a part of it; cortex, sulci and folds keep their shape."""
+    labels = np.full((60, 50, 3), 2, np.int16)
+    labels[:, :14] = 3
+    labels[:, :8] = 24
+    labels[10:19, 14:30], labels[13:16, 8:30] = 3, 24  # a sulcus: two walls of 3 mm and fluid of 3 mm
+    labels[27:33, 14:24] = 3  # a fold without visible fluid
+    labels[5:8, 40:43] = 4
+    labels[20:23, 40:43] = 3  # an islet of cortex
+    image = np.choose(np.searchsorted((2, 3, 4, 24), labels), (1.0, 1.15, 2.0, 2.0))
+    before, look = labels.copy(), image.copy()
+    epvs = np.zeros(labels.shape, bool)
+    epvs[41:43, 15:17, 1] = epvs[40:42, 19:21, 1] = epvs[51, 15:19, 1] = True
+    image[epvs] = 1.6
+    rim = ndimage.binary_dilation(epvs, np.ones((3, 3, 1))) & (labels == 2)
+    labels[rim | epvs] = 3
+    labels[41, 16, 1] = 24
+    made = tidy.without_bays(labels, image, (1, 1, 4))
+    assert (made[epvs] == 2).all(), "the EPVS are white matter"
+    assert (made[rim] == 2).mean() > 0.8, "with their rims"
+    changed = made != before
+    changed[rim] = False
+    walls = np.isin(before, (3, 24)) & (np.arange(50) >= 14)[None, :, None]
+    assert not changed[~walls].any() and changed[walls].sum() <= 0.02 * walls.sum()
+    assert (made[20:23, 40:43] == 3).all(), "narrow, but no brighter than cortex"
+    assert np.array_equal(tidy.without_bays(before, look, (1, 1, 4)), before)
+    assert np.array_equal(tidy.without_bays(labels, 2 - image, (1, 1, 4)), labels), "fluid is dark"
+    assert np.array_equal(tidy.without_bays(labels, image, (3, 3, 4)), labels), "large voxels: nothing is that narrow"
+    for value in (2, 24):
+        labels[:] = value
+        assert np.array_equal(tidy.without_bays(labels, image, (1, 1, 4)), labels)
 
 
 def test_what_is_surely_white_matter_stays_white_matter():
