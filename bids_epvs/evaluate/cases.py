@@ -298,8 +298,7 @@ def measure(case: Case, known: Known) -> Measured:
         own = {"label": case.label, "model": model, "slice_mm": about["slice_mm"]}
         out.lesions.extend({**own, **row} for row in _lesion_rows(known, seen.inside(inside["all"])))
         if score is not None and sure:
-            share = known.truth.mask if known.truth.share is None else known.truth.share
-            table = agreement.reliability(share[inside["all"]].astype(float), score[inside["all"]])
+            table = agreement.reliability(known.truth.filled[inside["all"]].astype(float), score[inside["all"]])
             for k, (n, predicted, observed) in enumerate(table):
                 row = {"bin": k, "n": int(n), "predicted": predicted, "observed": observed}
                 out.reliability.append({"label": case.label, "model": model, **row})

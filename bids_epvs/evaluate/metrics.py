@@ -43,6 +43,11 @@ class Truth:
     expected: np.ndarray
     share: np.ndarray | None = None
 
+    @property
+    def filled(self) -> np.ndarray:
+        """`share`, or the mask where it is not known."""
+        return self.mask if self.share is None else self.share
+
 
 def markers(labels: np.ndarray, spacing: tuple[float, float, float]) -> dict[int, tuple[int, int, int]]:
     """The voxel of each lesion that is nearest (mm) to its centre of mass; ties go to the first in memory order."""
@@ -283,5 +288,4 @@ def measures(
 
 def _ece(truth: Truth, score: np.ndarray, where: np.ndarray) -> float:
     """Calibration error inside a region."""
-    share = truth.mask if truth.share is None else truth.share
-    return agreement.calibration_error(agreement.reliability(share[where].astype(float), score[where]))
+    return agreement.calibration_error(agreement.reliability(truth.filled[where].astype(float), score[where]))

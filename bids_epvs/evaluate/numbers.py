@@ -58,9 +58,9 @@ def visible(known: Known) -> Counter[str] | None:
 
 def filled(known: Known) -> dict[str, float]:
     """Volume (mm3) that the EPVS of the truth fill in each region: their shares, or the mask without them."""
-    share = known.truth.mask if known.truth.share is None else known.truth.share
-    total = np.bincount(known.regions.ravel(), share.ravel(), max(REGIONS) + 1) * float(np.prod(known.spacing))
-    return {name: float(total[list(indices(name))].sum()) for name in NAMES}
+    voxels = np.bincount(known.regions.ravel(), known.truth.filled.ravel(), max(REGIONS) + 1)
+    voxel_mm3 = float(np.prod(known.spacing))
+    return {name: float(voxels[list(indices(name))].sum()) * voxel_mm3 for name in NAMES}
 
 
 def rows(case: Case, known: Known, resolution: str, models: Iterable[str]) -> Iterator[dict[str, Any]]:

@@ -23,7 +23,7 @@ BAY_MM = 2.5
 """Half the width of a bay of fluid or cortex in white matter or basal ganglia that is too narrow for a sulcus."""
 BRIGHT, NEAR_MM = 0.25, 1.5
 """From white matter (0) to fluid (1): intensity above which a bay holds an EPVS; how far its rim reaches from there."""
-BANKS = (2, 41, 11, 50, 12, 51, 13, 52, 26, 58)
+BANKS = tuple(index for index in SOLID if index not in (10, 49, 28, 60))
 """Labels of such bays' surroundings: cisterns between the thalamus and the ventral diencephalon are as narrow."""
 
 
@@ -98,10 +98,12 @@ def without_bays(labels: np.ndarray, image: np.ndarray, spacing: Sequence[float]
     if not white.any() or not fluid.any():
         return labels.copy()
     level = levels(image, white, fluid)
+    if np.median(image[fluid]) <= level.white:
+        return labels.copy()
     banks = np.isin(labels, BANKS)
     narrow = ~opened_axially(~banks, tuple(spacing), BAY_MM) & np.isin(labels, LAKES)
     seeds = narrow & (image > level.white + BRIGHT * (level.fluid - level.white))
-    if np.median(image[fluid]) <= level.white or not seeds.any():
+    if not seeds.any():
         return labels.copy()
     apart = (*spacing[:2], 1e3)  # in the plane of the slice
     spots = narrow & (ndimage.distance_transform_edt(~seeds, sampling=apart) <= NEAR_MM)

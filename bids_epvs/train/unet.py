@@ -340,10 +340,10 @@ def thinned(rows: Sequence[Seen], likely: Sequence[np.ndarray]) -> dict[str, flo
         made = [pieces.marked(p, threshold, extent).sum() * r.voxel_mm3 for p, r in brains]
         return float(np.median([m / v for m, v in zip(made, volumes, strict=True) if v] or [1.0]))
 
-    off = [abs(np.log(max(count(t, 0.0), 1e-3))) for t in THRESHOLDS.tolist()]
-    best = int(np.argmin(off))
-    surer = [t for t, o in zip(THRESHOLDS[best:].tolist(), off[best:], strict=True) if o <= CLOSE]
-    threshold = max((t for t in surer if volume(t, 0.0) >= 1), default=float(THRESHOLDS[best]))
+    off = {t: abs(np.log(max(count(t, 0.0), 1e-3))) for t in THRESHOLDS.tolist()}
+    best = min(off, key=off.__getitem__)
+    surer = (t for t, o in off.items() if t >= best and o <= CLOSE and volume(t, 0.0) >= 1)
+    threshold = max(surer, default=best)
     higher = EXTENTS[np.searchsorted(EXTENTS, threshold - 1e-9) :].tolist()
     first = bisect.bisect_left(higher, True, key=lambda e: volume(threshold, e) <= 1)  # the higher the smaller
     tried = {e: volume(threshold, e) for e in higher[max(0, first - 1) : first + 1]}
