@@ -1,4 +1,6 @@
-"""Share of true EPVS voxels that a run can find at all: that lie in a region, and not in what it takes for large fluid.
+"""Share of true EPVS voxels where a run looks for EPVS: that lie in a region, and not in what it takes for large fluid.
+
+`unet` follows EPVS that it finds there out of the regions too.
 
 ``python benchmarks/coverage.py TRUTH OUT``, for example ``demo/bids/derivatives/truth demo/out`` after ``make demo``.
 """

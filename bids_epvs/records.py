@@ -236,7 +236,7 @@ class Prediction:
     probability : ndarray of float32, optional
         Probability (or normalised response) of EPVS in each voxel, 0-1.
     mask : ndarray of bool, optional
-        Binary EPVS.
+        Binary EPVS; what lies in no region counts where an EPVS runs on that begins in one.
     parameters : mapping
         What the prediction depended on, for the sidecar.
     notes : tuple of str

@@ -55,6 +55,17 @@ def renumbered(labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
     return np.where(kept, np.cumsum(kept), 0).astype(np.int32)[labels]
 
 
+def present(labels: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Instances that lie in a mask, or partly so, `renumbered`.
+
+    >>> present(np.array([1, 1, 2, 3]), np.array([False, True, False, True])).tolist()
+    [1, 1, 0, 2]
+    """
+    there = np.bincount(labels[where], minlength=int(labels.max(initial=0)) + 1) > 0
+    there[0] = False
+    return renumbered(labels, there)
+
+
 def majority(values: np.ndarray) -> int:
     """The commonest value above 0; ties go to the lowest, no value gives 0.
 

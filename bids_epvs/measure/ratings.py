@@ -132,6 +132,7 @@ def summarise(
         Without it there are no intervals and no probabilities of grades.
     share : ndarray, optional
         Calibrated share of each voxel that EPVS fill, 0 to 1, canonical frame; without it there is no expected volume.
+        That of EPVS that run on outside all regions counts where they do.
 
     Returns
     -------
@@ -140,6 +141,7 @@ def summarise(
     """
     rows = []
     pairs = shown(labels)
+    outside = (labels > 0) & (regions == 0)
     for name in names:
         sides = {}
         for index, region in REGIONS.items():
@@ -147,7 +149,10 @@ def summarise(
                 size = float((regions == index).sum() * voxel_mm3)
                 side = region.side.lower()
                 chosen = lesions[(lesions["region"] == name) & (lesions["hemisphere"] == side)]
-                filled = np.nan if share is None else float(share[regions == index].sum(dtype=np.float64) * voxel_mm3)
+                filled = np.nan
+                if share is not None:
+                    beyond = share[outside][np.isin(labels[outside], chosen["index"])]
+                    filled = float((share[regions == index].sum(dtype=np.float64) + beyond.sum()) * voxel_mm3)
                 sides[side] = _side(chosen, pairs, labels.shape[2], name, size, filled, slices, certainty)
         for side, row in {**sides, "both": _both(sides)}.items():
             rows.append({"model": model, "region": name, "hemisphere": side, **row})

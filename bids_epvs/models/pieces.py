@@ -58,6 +58,14 @@ def marked(probability: np.ndarray, threshold: float, extent: float) -> np.ndarr
     return found[1:-1, 1:-1, 1:-1].copy()
 
 
+def followed(mask: np.ndarray, further: np.ndarray) -> np.ndarray:
+    """A mask with those voxels of another one that it is joined with (26 neighbours, one by one)."""
+    found, n = ndimage.label(mask | further, np.ones((3, 3, 3)))
+    kept = np.zeros(n + 1, bool)
+    kept[found[mask]] = True
+    return kept[found]
+
+
 def _joined(field: int) -> bool:
     """Whether the neighbours in a bit field are one piece; False without any."""
     reached = new = field & -field

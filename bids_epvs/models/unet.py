@@ -19,7 +19,7 @@ from scipy import special
 from bids_epvs.models import pieces, weights
 from bids_epvs.models.spec import ModelSpec, Weights, recorded
 from bids_epvs.prepare.intensity import fluid_step
-from bids_epvs.prepare.regions import NAMES, WHITE_MATTER
+from bids_epvs.prepare.regions import NAMES, WHITE_MATTER, beyond
 from bids_epvs.prepare.resample import bounding_box, thickness
 from bids_epvs.records import Prediction, Prepared
 
@@ -51,6 +51,8 @@ WIDTHS = (16, 24, 32, 48, 64)
 RANGE = (-1.5, 2.0)
 """Normalised intensities are cut here."""
 CHANNELS = len(SEQUENCES) * (2 * REACH + 1) + len(SEQUENCES) + 2
+MARGIN = 16
+"""Voxels around the regions that are looked at too; EPVS are not followed further."""
 BATCH = 4
 """Slices predicted at a time."""
 
@@ -192,7 +194,8 @@ def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
     Returns
     -------
     Prediction
-        `probability` is the calibrated share of each voxel that EPVS fill, 0 outside the regions.
+        `probability` is the calibrated share of each voxel that EPVS fill, 0 where they are not looked for: outside
+        the regions, but for the EPVS in `mask` that run on there, for ``beyond_mm`` at most.
     """
     names = tuple(name for name in SEQUENCES if name in prepared.images)
     model, stored = network(parameters.get("weights"))
@@ -201,14 +204,17 @@ def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
     if not inside.any():
         nothing = np.zeros(inside.shape, np.float32)
         return Prediction("unet", nothing, nothing > 0, notes=("no region is in the scan",))
-    box = bounding_box(inside, (16, 16, REACH))
+    near = beyond(prepared.regions, prepared.brain, prepared.spacing, parameters["beyond_mm"]) & ~prepared.csf
+    box = bounding_box(inside, (MARGIN, MARGIN, REACH))
     volume = prepared_volume(prepared, names)[box]
     made = logits(model, volume, marks(names, prepared.spacing), flips=parameters["flips"])
     probability = np.zeros(inside.shape, np.float32)
     probability[box] = probabilities(made, used)
-    probability[~inside] = 0
+    where = used["threshold"], used.get("extent", 0.0)
+    mask = pieces.marked(np.where(inside, probability, 0), *where)
+    mask = pieces.followed(mask, pieces.marked(np.where(inside | near, probability, 0), *where) & near)
+    probability[~(inside | mask)] = 0
     record = {**recorded(parameters), "sequences": list(names), **used}
-    mask = pieces.marked(probability, used["threshold"], used.get("extent", 0.0))
     return Prediction("unet", probability, mask, record)
 
 
@@ -224,7 +230,7 @@ SPEC = ModelSpec(
     suffixes=SEQUENCES,
     regions=NAMES,
     predict=predict,
-    parameters={"flips": False},
+    parameters={"flips": False, "beyond_mm": 2.5},
     normalise="white matter 0, cerebrospinal fluid 1 (T2w) or -1 (T1w, FLAIR); brain only",
     build=build,
     network=network,
@@ -238,6 +244,7 @@ SPEC = ModelSpec(
         "Targets are the share of each voxel that EPVS fill; loss is cross-entropy and soft Dice.",
         "Sequences are aligned to the T2w (without one to the T1w or FLAIR) instead of the SWI.",
         "Large fluid is left out of the result.",
+        "EPVS found in a region are followed out of it, for 2.5 mm at most (parameter beyond_mm).",
         "The threshold makes the mean count right on held-out simulated brains, apart for thin and thick slices; EPVS "
         "found with it are then thinned to a higher one, which makes the volume of masks right.",
     ),

@@ -205,6 +205,23 @@ def basal_ganglia(labels: np.ndarray, spacing: tuple[float, float, float], to_te
     return _without_holes(out, labels)
 
 
+def beyond(regions: np.ndarray, brain: np.ndarray, spacing: tuple[float, ...], reach: float) -> np.ndarray:
+    """Brain in no region, at most `reach` mm from white matter or basal ganglia in the plane of axial slices (mask).
+
+    EPVS run on there: where one comes near the cortex or a sulcus, so does the border of its region.
+    """
+    out = np.zeros(regions.shape, bool)
+    near = np.isin(regions, (*WHITE_MATTER, *indices("BasalGanglia")))
+    if reach <= 0 or not near.any():
+        return out
+    box = bounding_box(near, [int(np.ceil(reach / s)) for s in spacing[:2]] + [0])
+    for k in range(box[2].start, box[2].stop):
+        plane = (*box[:2], k)
+        if near[plane].any():
+            out[plane] = ndimage.distance_transform_edt(~near[plane], sampling=spacing[:2]) <= reach
+    return out & brain & (regions == 0)
+
+
 def opened_axially(mask: np.ndarray, spacing: tuple[float, ...], radius: float) -> np.ndarray:
     """Opening of each axial slice by a disk of `radius` mm."""
     out = np.zeros_like(mask)

@@ -92,18 +92,15 @@ def _write_maps(files: Mapping[str, Path], made: Prediction, prepared: Prepared,
 def _write_instances(
     files: Mapping[str, Path], made: Prediction, prepared: Prepared, settings: Settings, meta: dict
 ) -> None:
-    """Mask and instances of a method inside the regions asked for."""
+    """Mask and instances of a method in the regions asked for; a mask also where they run on in no region."""
     wanted = [i for i, r in REGIONS.items() if not settings.regions or r.name in settings.regions]
     inside = np.isin(prepared.regions, wanted)
     if made.instances is not None:
-        own = np.where(inside, made.instances, 0)
-        there = np.bincount(own.ravel()) > 0
-        there[0] = False
-        labels = measure_lesions.renumbered(own, there)
+        labels = measure_lesions.present(np.where(inside, made.instances, 0), inside)
     else:
-        mask = inside & (made.mask if made.mask is not None else False)
+        mask = (inside | (prepared.regions == 0)) & (made.mask if made.mask is not None else False)
         limits = {"minimum": settings.min_volume_mm3, "maximum": settings.max_volume_mm3}
-        labels = measure_lesions.instances(mask, prepared.voxel_mm3, **limits)
+        labels = measure_lesions.present(measure_lesions.instances(mask, prepared.voxel_mm3, **limits), inside)
     native = prepared.native
     about = {"Type": "Lesion", "Description": f"EPVS found by {meta['Model']}"}
     write.image(files["mask"], to_native(labels > 0, native), native, meta={**meta, **about})

@@ -77,3 +77,15 @@ def test_at_the_border_of_the_image_and_of_nothing():
     assert np.array_equal(pieces.marked(likely, 0.3, 0.5), likely > 0)
     likely[:] = 0.4
     assert pieces.marked(likely, 0.3, 0.5).all(), "a plateau has no highest voxel"
+
+
+def test_a_mask_is_followed_into_what_it_touches():
+    mask, further = (np.zeros((12, 12, 3), bool) for _ in range(2))
+    mask[2:5, 4, 1] = True
+    further[5:8, 5, 1] = further[8, 6, 2] = True
+    further[10, 2, 1] = further[2:4, 8, 1] = True
+    found = pieces.followed(mask, further)
+    expected = mask.copy()
+    expected[5:8, 5, 1] = expected[8, 6, 2] = True
+    assert np.array_equal(found, expected)
+    assert not pieces.followed(np.zeros_like(mask), further).any()

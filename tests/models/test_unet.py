@@ -107,7 +107,7 @@ def prepared(rng, names):
 @pytest.mark.parametrize("names", unet.COMBINATIONS)
 def test_every_combination_gives_an_answer(rng, file, names):
     session = prepared(rng, names)
-    found = unet.predict(session, {"flips": True, "weights": file})
+    found = unet.predict(session, {**unet.SPEC.parameters, "flips": True, "weights": file})
     assert found.probability.shape == session.regions.shape
     assert found.probability.dtype == np.float32
     inside = (session.regions > 0) & ~session.csf
@@ -119,7 +119,7 @@ def test_every_combination_gives_an_answer(rng, file, names):
 
 def test_a_scan_without_regions_has_no_epvs(rng, file):
     session = replace(prepared(rng, ("T2w",)), regions=np.zeros((40, 44, 12), np.uint8))
-    found = unet.predict(session, {"flips": False, "weights": file})
+    found = unet.predict(session, {**unet.SPEC.parameters, "weights": file})
     assert not found.mask.any() and found.probability.shape == (40, 44, 12)
     assert found.notes == ("no region is in the scan",)
 
@@ -135,8 +135,32 @@ def test_the_mask_of_a_session_is_thinned_to_the_extent(rng, tmp_path, monkeypat
     settled = {"slope": 1.0, "offset": 0.0, "threshold": 0.3, "extent": 0.6}
     weights.save(unet.build(SMALL), path, {"widths": SMALL}, {"thin": {"T2w": settled}})
     monkeypatch.setattr(unet, "logits", lambda _, volume, *__, **___: rng.normal(-2, 2, volume.shape[:3]))
-    found = unet.predict(session, {"flips": False, "weights": path})
+    found = unet.predict(session, {**unet.SPEC.parameters, "weights": path})
     assert np.array_equal(found.mask, pieces.marked(found.probability, 0.3, 0.6))
     assert found.mask[found.probability >= 0.6].all()
     assert found.mask.sum() < (found.probability >= 0.3).sum()
     assert found.parameters["extent"] == 0.6
+
+
+def test_an_epvs_is_followed_out_of_its_region(rng, tmp_path, monkeypatch):
+    session, path = prepared(rng, ("T2w",)), tmp_path / "weights.npz"
+    session = replace(session, brain=np.ones(session.regions.shape, bool))
+    logit = np.full(session.regions.shape, -4.0)
+    logit[26:36, 12, 5] = 2.0  # leaves the region (its last voxel is 29), further than it is followed
+    logit[30:32, 30, 5] = 2.0  # begins beyond
+    logit[16:22, 22, 5] = 2.0  # runs through fluid
+    weights.save(unet.build(SMALL), path, {"widths": SMALL}, {"thin": {"T2w": {**SETTLED, "threshold": 0.3}}})
+
+    def made(model, volume, *_, **__):
+        assert volume.shape[0] == 40, "the region and 16 voxels around it are looked at"
+        return logit[: volume.shape[0], : volume.shape[1], : volume.shape[2]]
+
+    monkeypatch.setattr(unet, "logits", made)
+    found = unet.predict(session, {**unet.SPEC.parameters, "weights": path})
+    marked = np.argwhere(found.mask).tolist()
+    assert marked == [[x, 22, 5] for x in (20, 21)] + [[x, 12, 5] for x in range(26, 33)], "2.5 mm, voxels of 0.8"
+    beyond = (session.regions == 0) & (found.probability > 0)
+    assert np.argwhere(beyond).tolist() == [[x, 12, 5] for x in (30, 31, 32)], "nothing else has a probability there"
+    kept = unet.predict(session, {**unet.SPEC.parameters, "beyond_mm": 0.0, "weights": path})
+    assert np.argwhere(kept.mask)[-1].tolist() == [29, 12, 5]
+    assert np.array_equal(kept.mask, found.mask & (session.regions > 0))

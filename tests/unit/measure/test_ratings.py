@@ -63,6 +63,12 @@ def test_the_expected_volume_holds_what_a_mask_leaves_out():
     expected = found.set_index(["region", "hemisphere"])["volume_expected_mm3"]
     assert expected["BasalGanglia"].to_dict() == pytest.approx({"left": 0.2, "right": 6.0, "both": 6.2})
     assert expected["Hippocampus"].isna().all(), "the scan does not show it"
+    regions[:, 1] = 0
+    found = ratings.summarise(pd.DataFrame([lesion]), labels, regions, **common, share=share)
+    expected = found.set_index(["region", "hemisphere"])["volume_expected_mm3"]
+    assert expected["BasalGanglia"].to_dict() == pytest.approx({"left": 0.2, "right": 5.5, "both": 5.7}), (
+        "the EPVS where it runs on in no region, not what is faint there"
+    )
     plain = ratings.summarise(pd.DataFrame([lesion]), labels, regions, **common)
     assert plain["volume_expected_mm3"].isna().all()
 

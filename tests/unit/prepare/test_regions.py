@@ -132,3 +132,20 @@ def test_nothing_thin_stands_out_from_the_basal_ganglia(monkeypatch):
     rough = regions.basal_ganglia(labels, spacing, to_template)
     monkeypatch.undo()
     assert thin(rough) > 20 and made.sum() > 0.9 * rough.sum()
+
+
+def test_what_lies_beyond_the_border_of_white_matter_and_basal_ganglia():
+    found = np.zeros((30, 40, 5), np.uint8)
+    found[10:15, 10:30, 2] = regions.indices("CentrumSemiovale")[0]
+    found[10:15, 30:34, 2] = regions.indices("Hippocampus")[0]
+    found[20:22, 10:20, 3] = regions.indices("BasalGanglia")[1]
+    brain = np.ones(found.shape, bool)
+    brain[:8] = False
+    spacing = (1.0, 0.5, 1.0)
+    near = regions.beyond(found, brain, spacing, 2.5)
+    assert not near[..., [0, 1, 4]].any(), "in the plane of the slices only"
+    assert np.flatnonzero(near[:, 20, 2]).tolist() == [8, 9, 15, 16], "inside the brain, in no region"
+    assert np.flatnonzero(near[12, :, 2]).tolist() == [5, 6, 7, 8, 9, 34], "5 voxels of 0.5 mm"
+    assert np.flatnonzero(near[:, 15, 3]).tolist() == [18, 19, 22, 23]
+    assert not regions.beyond(found, brain, spacing, 0.0).any()
+    assert not regions.beyond(np.zeros_like(found), brain, spacing, 2.5).any()
