@@ -110,16 +110,20 @@ def inverted(image: np.ndarray, white: np.ndarray) -> np.ndarray:
     return np.asarray(2 * centre - image, np.float32)
 
 
+EPVS_MM = 3.2
+"""Width above which fluid in white matter is no EPVS (few are wider than 3 mm) but a lacune or a cyst."""
+
+
 def large_fluid(image: np.ndarray, labels: np.ndarray, spacing: tuple[float, ...], found: Levels) -> np.ndarray:
     """Ventricles, cisterns and sulci: fluid too large for, or connected to fluid outside of, white matter.
 
-    Seeds are fluid-bright voxels that carry a label of fluid or survive an opening by 1.6 mm in the axial plane
-    (EPVS are at most 3 mm wide); seeds then grow 2 mm inside bright voxels.
+    Seeds are fluid-bright voxels that carry a label of fluid or lie in a disc of `EPVS_MM` of them in the axial plane;
+    seeds then grow 2 mm inside bright voxels.
     """
     half = found.white + 0.5 * (found.fluid - found.white)
     bright = (image > half) & (labels > 0)
     seeds = bright & np.isin(labels, (4, 43, 14, 15, 24))
-    seeds |= opened_axially(bright, spacing, 1.6)
+    seeds |= opened_axially(bright, spacing, EPVS_MM / 2 + min(spacing[:2]) / 2)  # of centres, not borders, of voxels
     seeds = _drop_small(seeds, 10.0 / float(np.prod(spacing)))
     steps = max(1, round(2.0 / max(min(spacing[:2]), 0.4)))
     soft = (image > found.white + 0.35 * (found.fluid - found.white)) & (labels > 0)

@@ -52,6 +52,20 @@ def test_large_fluid_takes_ventricles_and_leaves_tubes():
     assert not mask[45, 10, 4]
 
 
+@pytest.mark.parametrize("side", [0.4, 0.8, 1.0])
+def test_an_epvs_of_3_mm_is_no_large_fluid_whatever_the_voxels(side):
+    n = round(30 / side)
+    labels = np.full((n, n, 5), 2, np.int16)
+    x, y = np.mgrid[:n, :n] * side
+    wide = {10.0: 3.0, 20.0: 4.5}
+    image = np.full(labels.shape, 400.0)
+    for centre, diameter in wide.items():
+        image[np.hypot(x - centre, y - 15) <= diameter / 2, 1:4] = 1100
+    mask = intensity.large_fluid(image, labels, (side, side, 3.0), intensity.Levels(400, 1100, 10))
+    at = {centre: mask[round(centre / side), round(15 / side), 2] for centre in wide}
+    assert at == {10.0: False, 20.0: True}, "an EPVS; a lacune"
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_step_to_fluid_is_that_of_its_brightest_or_darkest_part(dark, rng):
     image, shape = np.full((20, 20, 10), 400.0), (20, 20, 10)

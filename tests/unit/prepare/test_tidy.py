@@ -70,6 +70,34 @@ def test_fluid_in_the_midst_of_white_matter_becomes_white_matter():
     assert tidy.without_lakes(labels, (10, 10, 10))[31, 26, 4] == 24, "nothing that large is an EPVS"
 
 
+def test_a_drop_of_fluid_at_the_cortex_is_an_epvs_and_the_tip_of_a_sulcus_is_none():
+    labels = np.full((60, 40, 8), 2, np.int16)
+    labels[:, :14] = 3
+    labels[:, :4] = 24
+    drops = np.zeros(labels.shape, bool)
+    drops[10:13, 13:16, 3:5] = drops[20:22, 14:16, 5] = True  # half a rim of cortex, half of white matter
+    deep = np.zeros_like(drops)
+    deep[30:33, 6:9, 2] = True  # in the midst of the cortex
+    tip = np.zeros_like(drops)
+    tip[40:43, 13:16, 3], tip[40:43, 3:15, 4] = True, True  # the slice above shows the sulcus
+    large = np.zeros_like(drops)
+    large[50:55, 12:17, 5] = True
+    brainstem = np.zeros_like(drops)
+    brainstem[2:5, 13:16, 1] = True
+    labels[ndimage.binary_dilation(drops, np.ones((3, 3, 1))) & (labels == 2)] = 3
+    labels[0:8, 15:, :3] = 28  # a cistern beside the ventral diencephalon is as narrow
+    for part in (drops, deep, tip, large, brainstem):
+        labels[part] = 24
+    made = tidy.without_lakes(labels, (1, 1, 4))
+    assert (made[drops] == 2).all()
+    rim = ndimage.binary_dilation(drops, np.ones((3, 3, 1))) & ~drops
+    assert (made[rim] == 2).all(), "with the cortex at their rims"
+    changed = made != labels
+    assert not (changed & ~drops & ~rim).any()
+    for part in (deep, tip, large, brainstem):
+        assert (made[part] == 24).all()
+
+
 def test_bright_spots_in_narrow_bays_become_white_matter():
     """EPVS beside the cortex, which were taken for a part of it; cortex, sulci and folds keep their shape."""
     labels = np.full((60, 50, 3), 2, np.int16)
