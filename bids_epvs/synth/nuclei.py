@@ -22,7 +22,7 @@ def example(rng: np.random.Generator, head: Anatomy) -> dict[str, Any]:
     ``NAME`` is uint8 (127.5 = the top of the brain) on both boxes at 1 mm, ``NAME_fit`` float32 (2, tissues) mean and
     variance, ``NAME_known`` uint8 (255 = 1) at 2 mm; ``codes`` are class numbers (uint8) at 1 mm.
     """
-    images, pose, labels, _ = parcels.acquired(rng, head)
+    images, pose, labels = parcels.acquired(rng, head)
     out: dict[str, Any] = {}
     for name, image in images.items():
         values = parcellation.on_grid(image, pose, parcellation.grid())

@@ -9,11 +9,11 @@ label.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -52,29 +52,20 @@ def pose_error(rng: np.random.Generator) -> np.ndarray:
     return out
 
 
-def draw_head(
-    rng: np.random.Generator, head: Anatomy, burdens: Mapping[str, float] | None = None
-) -> tuple[Anatomy, np.ndarray]:
-    """A deformed head with lesions of any age, and the share (255 = all, uint8) of each voxel that its EPVS fill.
-
-    `burdens` are as `BURDENS`, the default.
-    """
-    made = near_brain(anatomy.deformed(head, rng, spacing=SPACING_MM, amount=1.2, warp_mm=WARP_MM))
-    return painted(rng, made, burdens)
+def draw_head(rng: np.random.Generator, head: Anatomy) -> tuple[Anatomy, np.ndarray]:
+    """A deformed head with lesions of any age, and the share (255 = all, uint8) of each voxel that its EPVS fill."""
+    return painted(rng, near_brain(anatomy.deformed(head, rng, spacing=SPACING_MM, amount=1.2, warp_mm=WARP_MM)))
 
 
-def painted(
-    rng: np.random.Generator, made: Anatomy, burdens: Mapping[str, float] | None = None
-) -> tuple[Anatomy, np.ndarray]:
+def painted(rng: np.random.Generator, made: Anatomy) -> tuple[Anatomy, np.ndarray]:
     """A head with lesions and EPVS, see `draw_head`, in the shape it has."""
-    burdens = burdens or BURDENS
     if rng.random() < 0.5:
         made = anatomy.widened(rng, made)
     half = anatomy.every_second(made)
     regions = from_labels(anatomy.plain(half.labels), half.spacing, half.to_template @ half.affine)
     if rng.random() < 0.7:
         made = mimics.add(rng, made, regions, mimics.draw(rng, float(rng.uniform(45, 95))))
-    counts = tubes.sample_counts(rng, str(rng.choice(list(burdens), p=list(burdens.values()))))
+    counts = tubes.sample_counts(rng, str(rng.choice(list(BURDENS), p=list(BURDENS.values()))))
     drawn = tubes.sample(rng, made, regions, counts)
     filled, _ = tubes.occupancy(drawn, made.labels.shape, made.affine)
     return made, np.rint(filled * 255).astype(np.uint8)
@@ -248,42 +239,26 @@ def scan_affine(head: np.ndarray, order: list[int], spacing: np.ndarray, first: 
     return affine
 
 
-class Acquired(NamedTuple):
-    """A new deformation of a head and what was imaged of it.
+def acquired(
+    rng: np.random.Generator, head: Anatomy, draw: DrawProtocol | None = None
+) -> tuple[dict[str, nib.Nifti1Image], np.ndarray, nib.Nifti1Image]:
+    """A new deformation of a head: an image of each of `parcellation.CONTRASTS`, their inexact pose, and its labels.
 
-    Attributes
-    ----------
+    Returns
+    -------
     images : dict
-        One of each of `parcellation.CONTRASTS`.
     pose : ndarray
         4 x 4, millimetres of the images to (about) those of the template.
     labels : Nifti1Image
         FreeSurfer indices at `SPACING_MM`, in the millimetres of the images; lacunes are lesions.
-    filled : Nifti1Image
-        Share of each voxel that EPVS fill, uint8 (255 = all), on the grid of the labels.
     """
-
-    images: dict[str, nib.Nifti1Image]
-    pose: np.ndarray
-    labels: nib.Nifti1Image
-    filled: nib.Nifti1Image
-
-
-def acquired(
-    rng: np.random.Generator,
-    head: Anatomy,
-    draw: DrawProtocol | None = None,
-    burdens: Mapping[str, float] | None = None,
-) -> Acquired:
-    """A new deformation of a head, with EPVS as `draw_head` draws them, imaged as `draw` says."""
-    made, filled = draw_head(rng, head, burdens)
+    made, filled = draw_head(rng, head)
     pose = pose_error(rng) @ made.to_template
     images = {}
     for name in parcellation.CONTRASTS:
         labels = crop_head(rng, made)
         images[name] = imaged(rng, made, draw_look(rng, name), labels, filled, draw)
-    labels = nib.Nifti1Image(anatomy.taught(made.labels), made.affine)
-    return Acquired(images, pose, labels, nib.Nifti1Image(filled, made.affine))
+    return images, pose, nib.Nifti1Image(anatomy.taught(made.labels), made.affine)
 
 
 def codes(labels: nib.Nifti1Image, pose: np.ndarray) -> np.ndarray:
@@ -298,7 +273,7 @@ def codes(labels: nib.Nifti1Image, pose: np.ndarray) -> np.ndarray:
 
 def example(rng: np.random.Generator, head: Anatomy) -> dict[str, Any]:
     """Evidence (uint8, 255 = 1) of an image of each of `parcellation.CONTRASTS`; ``codes`` (uint8), see `codes`."""
-    images, pose, labels, _ = acquired(rng, head)
+    images, pose, labels = acquired(rng, head)
     seen = {n: np.rint(parcellation.evidence(i, pose) * 255).astype(np.uint8) for n, i in images.items()}
     return {**seen, "codes": codes(labels, pose)}
 

@@ -21,8 +21,6 @@ from bids_epvs.synth import parcels
 from bids_epvs.synth.anatomy import Anatomy
 from bids_epvs.synth.contrast import Protocol
 
-BURDENS = {"any": 0.3, "low": 0.1, "high": 0.35, "elderly": 0.25}
-"""How often each of `tubes.BURDENS` is drawn: more than elsewhere, as EPVS are what this network takes for cortex."""
 DEPTHS = (-0.4, -0.2, 0.0, 0.2, 0.4)
 """Where the labels of a slice are read, in shares of the distance of slices."""
 
@@ -40,9 +38,9 @@ def example(rng: np.random.Generator, head: Anatomy) -> dict[str, Any]:
 
     All (X, Y, Z, ...) in a window around the brain, slices along Z: ``NAME`` is uint8 (127.5 = the top of the brain),
     ``NAME_fit`` float32 (2, tissues) mean and variance, ``NAME_known`` uint8 (255 = 1), ``NAME_codes`` uint8 class
-    numbers at `DEPTHS`, ``NAME_filled`` uint8 (255 = 1) what EPVS fill, and ``NAME_distance`` mm.
+    numbers at `DEPTHS` and ``NAME_distance`` mm.
     """
-    images, pose, labels, filled = parcels.acquired(rng, head, draw_protocol, BURDENS)
+    images, pose, labels = parcels.acquired(rng, head, draw_protocol)
     out: dict[str, Any] = {}
     for name, image in images.items():
         turned = nib.as_closest_canonical(image)
@@ -59,23 +57,17 @@ def example(rng: np.random.Generator, head: Anatomy) -> dict[str, Any]:
         out[f"{name}_fit"] = np.stack(fit[1:]).astype(np.float32)
         out[f"{name}_known"] = np.rint(known * 255).astype(np.uint8)
         out[f"{name}_codes"] = np.stack([true_classes(labels, grid, axis, depth)[box] for depth in DEPTHS], axis=-1)
-        share = np.mean([at_depth(filled, grid, axis, depth, order=1)[box] for depth in DEPTHS], axis=0)
-        out[f"{name}_filled"] = np.rint(share).astype(np.uint8)
         out[f"{name}_distance"] = np.float32(np.linalg.norm(grid.affine[:3, axis]))
     return out
 
 
 def true_classes(labels: Nifti1Image, grid: Nifti1Image, axis: int, depth: float) -> np.ndarray:
     """Class numbers (sides together, uint8) at the pixels of a grid, slices last, at a depth of each slice."""
-    return parcellation.codes()[at_depth(labels, grid, axis, depth, order=0)] % parcellation.RIGHT
-
-
-def at_depth(source: Nifti1Image, grid: Nifti1Image, axis: int, depth: float, *, order: int) -> np.ndarray:
-    """An image at the pixels of a grid, slices last, at a depth of each slice; see `resample.resample` for `order`."""
     affine = grid.affine.copy()
     affine[:3, 3] += depth * affine[:3, axis]
     there = nib.Nifti1Image(np.broadcast_to(np.uint8(0), grid.shape[:3]), affine)
-    return np.moveaxis(np.asarray(resample(source, there, order=order, antialias=False).dataobj), axis, 2)
+    found = np.asarray(resample(labels, there, order=0).dataobj)
+    return np.moveaxis(parcellation.codes()[found] % parcellation.RIGHT, axis, 2)
 
 
 generate = partial(parcels.generate, make=example, stream=2)

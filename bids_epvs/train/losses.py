@@ -27,31 +27,8 @@ def soft_cross_entropy_and_dice(target: Any, logits: Any) -> Any:
     Soft Dice: Milletari et al. 2016, doi:10.1109/3DV.2016.79.
     """
     target = ops.cast(target, logits.dtype)
-    return _entropy_and_dice(target, ops.ones_like(target[..., 0]), logits)
-
-
-def weighted_cross_entropy_and_dice(target: Any, logits: Any) -> Any:
-    """`soft_cross_entropy_and_dice` with a weight of each voxel in the cross-entropy, behind the classes of the target.
-
-    Parameters
-    ----------
-    target : tensor
-        (batch, ..., classes + 1): share of each class, sums to 1; weight.
-    logits : tensor
-        (batch, ..., classes).
-
-    Returns
-    -------
-    tensor
-        Scalar.
-    """
-    target = ops.cast(target, logits.dtype)
-    return _entropy_and_dice(target[..., :-1], target[..., -1], logits)
-
-
-def _entropy_and_dice(target: Any, weight: Any, logits: Any) -> Any:
     log = ops.log_softmax(logits, axis=-1)
-    entropy = -ops.sum(weight * ops.sum(target * log, axis=-1)) / ops.maximum(ops.sum(weight), 1.0)
+    entropy = -ops.mean(ops.sum(target * log, axis=-1))
     likely = ops.exp(log)[..., 1:]
     target = target[..., 1:]
     axes = tuple(range(len(target.shape) - 1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -107,7 +106,6 @@ def learn(
     init: Path | None = None,
     about: Mapping[str, object] | None = None,
     judge_every: int = 1,
-    loss: Callable[[Any, Any], Any] = losses.soft_cross_entropy_and_dice,
 ) -> None:
     """Train a network that names structures on one folder of examples, judge on another; writes what `loop.fit` says.
 
@@ -128,8 +126,6 @@ def learn(
     about : mapping, optional
     judge_every : int
         Epochs between two judgements.
-    loss : callable
-        Of targets and logits.
     """
     keras.utils.set_random_seed(schedule.seed)
     model, architecture = loop.started(build, default, widths, init, sharp, grows=True)
@@ -137,7 +133,7 @@ def learn(
     loop.fit(
         model,
         kind(examples, steps=schedule.epoch, batch=batch, seed=schedule.seed),
-        loss,
+        losses.soft_cross_entropy_and_dice,
         schedule,
         out=out,
         figures=lambda m: figures(m, files),

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from bids_epvs.models import parcellation, slices
-from bids_epvs.train import loop, losses
+from bids_epvs.train import loop
 from bids_epvs.train.parcellation import learn, overlap, varied
 
 JUDGED = tuple(n for n in slices.CLASSES if n not in ("Background", "WhiteMatterLesion"))
@@ -22,20 +22,9 @@ DEEP = tuple(
     for n in ("Caudate", "Putamen", "Pallidum", "Accumbens", "Thalamus", "Hippocampus", "Amygdala")
 )
 """Classes of which few slices of a head show anything."""
-SOLID = tuple(
-    parcellation.NAMES.index(n)
-    for n in ("CerebralWhiteMatter", "WhiteMatterLesion", "Caudate", "Putamen", "Pallidum", "Accumbens", "Thalamus")
-)
-"""Classes of which EPVS are part."""
-FILLED = 0.3
-"""Share of a pixel from which it counts as EPVS in the figures."""
 OFTEN = 3.0
 """How many times as often slices that show one of `DEEP` are drawn: else a batch has so few of their pixels that their
 soft Dice is mostly noise."""
-EPVS_WEIGHT = 20.0
-"""How much more a pixel of the T2w that EPVS fill counts in the cross-entropy. They are few and look like cortex beside
-it: without a weight 0.76 of those that lie in white matter and nuclei kept their place, of which the networks before
-had left 0.89 there. With 40 on every contrast it was 0.89, for 0.003 to 0.004 of the Dice of white matter."""
 MULTIPLE = 8
 """Of pixels along each side of a slice: what four levels need."""
 
@@ -47,10 +36,8 @@ class Examples(loop.Folder):
         rng = self.rng(index)
         name = parcellation.CONTRASTS[int(rng.choice(len(parcellation.SHARES), p=parcellation.SHARES))]
         path = self.files[rng.integers(len(self.files))]
-        seen, known, target, filled = read(path, name, rng=rng, most=self.batch)
+        seen, known, target = read(path, name, rng=rng, most=self.batch)
         seen[..., 0] **= np.float32(np.exp(rng.normal(0, parcellation.GAMMA)))
-        weight = 1 + np.float32(EPVS_WEIGHT if name == "T2w" else 0) * filled[..., None]
-        target = np.concatenate([target, weight], axis=-1)
         if rng.random() < 0.5:
             seen, known, target = seen[:, ::-1], known[:, ::-1], target[:, ::-1]
         return (np.ascontiguousarray(seen), np.ascontiguousarray(known)), np.ascontiguousarray(target)
@@ -58,8 +45,8 @@ class Examples(loop.Folder):
 
 def read(
     path: Path, contrast: str, *, rng: np.random.Generator | None = None, most: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Evidence, known probabilities, shares of classes and of EPVS in an image's slices, float32 (slices, X, Y, ...).
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Evidence, known probabilities and shares of the classes of an image's slices, float32 (slices, X, Y, ...).
 
     Parameters
     ----------
@@ -82,9 +69,8 @@ def read(
         seen = slices.evidence(values, fit, float(stored[f"{contrast}_distance"]), at)
         known = np.moveaxis(stored[f"{contrast}_known"][:, :, at], 2, 0).astype(np.float32) / 255
         target = shares(np.moveaxis(codes[:, :, at], 2, 0))
-        filled = np.moveaxis(stored[f"{contrast}_filled"][:, :, at, None], 2, 0).astype(np.float32) / 255
-        seen, known, target, filled = (slices.padded(part, MULTIPLE) for part in (seen, known, target, filled))
-        return seen, known, target, filled[..., 0]
+        seen, known, target = (slices.padded(part, MULTIPLE) for part in (seen, known, target))
+        return seen, known, target
 
 
 def chances(codes: np.ndarray) -> np.ndarray:
@@ -106,30 +92,20 @@ def shares(codes: np.ndarray) -> np.ndarray:
 def dice(model: keras.Model, files: list[Path]) -> Mapping[str, float]:
     """Dice of each class over one contrast of each example (in turn); first the mean of `JUDGED`.
 
-    ``known`` is their mean Dice of what was known before; ``epvs`` the share of pixels of white matter and nuclei that
-    EPVS fill by `FILLED` which are taken for these, ``epvs_known`` that of before.
+    ``known`` is their mean Dice of what was known before.
     """
-    kept = {True: [0, 0], False: [0, 0]}
 
     def pairs(*, before: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for number, path in enumerate(files):
-            seen, known, target, filled = read(path, parcellation.CONTRASTS[number % 3])
+            seen, known, target = read(path, parcellation.CONTRASTS[number % 3])
             for at in range(len(seen)):
                 own = slice(at, at + 1)
-                found = known[own] if before else np.asarray(model.predict_on_batch([seen[own], known[own]]))
-                epvs = (filled[own] > FILLED) & np.isin(np.argmax(target[own], axis=-1), SOLID)
-                kept[before][0] += int(np.isin(np.argmax(found[epvs], axis=-1), SOLID).sum())
-                kept[before][1] += int(epvs.sum())
-                yield found, target[own]
+                yield known[own] if before else np.asarray(model.predict_on_batch([seen[own], known[own]])), target[own]
 
     each, known = overlap(pairs(before=False)), overlap(pairs(before=True))
     after, before = (float(np.mean([found[f"dice_{n}"] for n in JUDGED])) for found in (each, known))
-    epvs, epvs_known = (kept[b][0] / max(1, kept[b][1]) for b in (False, True))
-    figures = {"dice": after, "known": before, "epvs": epvs, "epvs_known": epvs_known}
-    return {**figures, **{f"dice_{n}": each[f"dice_{n}"] for n in slices.CLASSES}}
+    return {"dice": after, "known": before, **{f"dice_{n}": each[f"dice_{n}"] for n in slices.CLASSES}}
 
 
-train = partial(
-    learn, slices.build, slices.WIDTHS, Examples, dice, batch=4, loss=losses.weighted_cross_entropy_and_dice
-)
+train = partial(learn, slices.build, slices.WIDTHS, Examples, dice, batch=4)
 """`learn` of this network; an item is a slice."""

@@ -139,10 +139,6 @@ def test_loss_by_hand():
     first = (2 * 2 * 0.5 + 1) / (4 * 0.25 + 2 + 1)
     second = (2 * 2 * 0.25 + 1) / (4 * 0.0625 + 2 + 1)
     assert found == pytest.approx(entropy + 1 - (first + second) / 2, rel=1e-5)
-    weight = np.array([3, 1, 1, 0], np.float32).reshape(1, 1, 1, 4, 1)
-    weighted = float(losses.weighted_cross_entropy_and_dice(np.concatenate([target, weight], axis=-1), np.log(likely)))
-    entropy = -np.average(np.log([0.5, 0.5, 0.25, 0.25]), weights=weight.ravel())
-    assert weighted == pytest.approx(entropy + 1 - (first + second) / 2, rel=1e-5)
 
 
 def test_weights_of_another_network_are_refused(small, tmp_path):
