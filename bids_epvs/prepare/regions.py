@@ -210,28 +210,29 @@ def beyond(regions: np.ndarray, brain: np.ndarray, spacing: tuple[float, ...], r
 
     EPVS run on there: where one comes near the cortex or a sulcus, so does the border of its region.
     """
-    out = np.zeros(regions.shape, bool)
-    near = np.isin(regions, (*WHITE_MATTER, *indices("BasalGanglia")))
-    if reach <= 0 or not near.any():
-        return out
-    box = bounding_box(near, [int(np.ceil(reach / s)) for s in spacing[:2]] + [0])
-    for k in range(box[2].start, box[2].stop):
-        plane = (*box[:2], k)
-        if near[plane].any():
-            out[plane] = ndimage.distance_transform_edt(~near[plane], sampling=spacing[:2]) <= reach
+    out = np.isin(regions, (*WHITE_MATTER, *indices("BasalGanglia")))
+    box = bounding_box(out, [*(int(np.ceil(reach / s)) for s in spacing[:2]), 0])
+    out[box] = grown_axially(out[box], spacing, reach)
     return out & brain & (regions == 0)
+
+
+def grown_axially(mask: np.ndarray, spacing: tuple[float, ...], radius: float) -> np.ndarray:
+    """Dilation of each axial slice by a disk of `radius` mm."""
+    out = np.zeros_like(mask)
+    for k in np.flatnonzero(mask.any(axis=(0, 1))):
+        out[..., k] = ndimage.distance_transform_edt(~mask[..., k], sampling=spacing[:2]) <= radius
+    return out
 
 
 def opened_axially(mask: np.ndarray, spacing: tuple[float, ...], radius: float) -> np.ndarray:
     """Opening of each axial slice by a disk of `radius` mm."""
     out = np.zeros_like(mask)
     box = bounding_box(mask, (1, 1, 0))
-    found, part = out[box], mask[box]
-    for k in range(part.shape[2]):
-        if part[..., k].any():
-            core = ndimage.distance_transform_edt(part[..., k], sampling=spacing[:2]) > radius
-            if core.any():
-                found[..., k] = ndimage.distance_transform_edt(~core, sampling=spacing[:2]) <= radius
+    part = mask[box]
+    core = np.zeros_like(part)
+    for k in np.flatnonzero(part.any(axis=(0, 1))):
+        core[..., k] = ndimage.distance_transform_edt(part[..., k], sampling=spacing[:2]) > radius
+    out[box] = grown_axially(core, spacing, radius)
     return out & mask
 
 

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from bids_epvs.prepare.intensity import levels
 from bids_epvs.prepare.labels import INDICES
-from bids_epvs.prepare.regions import opened_axially
+from bids_epvs.prepare.regions import grown_axially, opened_axially
 from bids_epvs.prepare.resample import affine_sample
 
 FLUID = 24
@@ -118,8 +118,7 @@ def without_bays(labels: np.ndarray, image: np.ndarray, spacing: Sequence[float]
     seeds = narrow & (image > level.white + BRIGHT * (level.fluid - level.white))
     if not seeds.any():
         return labels.copy()
-    apart = (*spacing[:2], 1e3)  # in the plane of the slice
-    spots = narrow & (ndimage.distance_transform_edt(~seeds, sampling=apart) <= NEAR_MM)
+    spots = narrow & grown_axially(seeds, tuple(spacing), NEAR_MM)
     return np.where(spots, _nearest(labels, banks, spacing), labels)
 
 
