@@ -157,13 +157,20 @@ def configure_worker(settings: Settings, run: Run) -> None:
     root = logging.getLogger("bids_epvs")
     target = str(run.folder / "run.log")
     if not any(isinstance(h, logging.FileHandler) and h.baseFilename == target for h in root.handlers):
-        for old in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
-            root.removeHandler(old)
+        close()
         handler = logging.FileHandler(target, delay=True)
         handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
         handler.setLevel(logging.INFO)
         root.addHandler(handler)
     root.setLevel(min(logging.INFO, root.getEffectiveLevel()))  # for the file
+
+
+def close() -> None:
+    """Write no more to the log file of a run from this process: what is said later is of something else."""
+    root = logging.getLogger("bids_epvs")
+    for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
+        root.removeHandler(handler)
+        handler.close()
 
 
 def start(settings: Settings) -> Run:

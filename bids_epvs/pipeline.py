@@ -161,7 +161,10 @@ def participant(settings: Settings, *, watch: logs.Watch | None = None) -> list[
     run = logs.start(settings)
     watch = watch or logs.Watch()
     watch.begin(len(selection.scans))
-    outcomes = list(_all_subjects(by_subject, settings, run, watch))
+    try:
+        outcomes = list(_all_subjects(by_subject, settings, run, watch))
+    finally:
+        logs.close()
     logs.finish(run, outcomes, selection.without_t2w)
     return outcomes
 

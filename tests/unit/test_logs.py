@@ -59,8 +59,18 @@ def test_a_bar_on_a_terminal(monkeypatch):
     assert "sub-01 done" in terminal.getvalue() and "1/1" in terminal.getvalue()
 
 
+@pytest.fixture
+def loggers():
+    """Loggers as they were, afterwards."""
+    root, own = logging.getLogger(), logging.getLogger("bids_epvs")
+    before = root.handlers[:], root.level, own.handlers[:], own.level
+    yield
+    logs.close()
+    root.handlers[:], root.level, own.handlers[:], own.level = before
+
+
 @pytest.mark.parametrize(("device", "visible"), [("cpu", "-1"), ("cuda", "0"), ("cuda:3", "3"), ("auto", None)])
-def test_a_worker_sees_the_device_and_threads_asked_for(tmp_path, monkeypatch, device, visible):
+def test_a_worker_sees_the_device_and_threads_asked_for(loggers, tmp_path, monkeypatch, device, visible):
     for name in ("CUDA_VISIBLE_DEVICES", *logs.THREADS):
         monkeypatch.setenv(name, "untouched")  # so that they are restored afterwards
         monkeypatch.delenv(name)
@@ -68,15 +78,6 @@ def test_a_worker_sees_the_device_and_threads_asked_for(tmp_path, monkeypatch, d
     logs.configure_worker(settings, logs.start(settings))
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
     assert all(os.environ[name] == "3" for name in logs.THREADS)
-
-
-@pytest.fixture
-def loggers():
-    """Loggers as they were, afterwards."""
-    root, own = logging.getLogger(), logging.getLogger("bids_epvs")
-    before = root.handlers[:], root.level, own.handlers[:], own.level
-    yield
-    root.handlers[:], root.level, own.handlers[:], own.level = before
 
 
 @pytest.mark.parametrize(
@@ -106,5 +107,7 @@ def test_what_is_said_on_the_screen_and_kept_in_the_file(loggers, tmp_path, monk
         say(text)
     logger.error("failed")
     assert [line.split(": ")[1] for line in screen.getvalue().splitlines()] == shown.split()
+    logs.close()
+    logger.error("of another run")
     kept = (run.folder / "run.log").read_text().splitlines()
     assert [line.split(": ")[1] for line in kept] == ["stage", "warned", "failed"]
