@@ -21,7 +21,7 @@ from bids_epvs.evaluate.metrics import Detection, Truth
 from bids_epvs.measure import agreement
 from bids_epvs.measure.lesions import VISIBLE, instances
 from bids_epvs.prepare.regions import NAMES, indices
-from bids_epvs.prepare.resample import THICK_MM, bounding_box
+from bids_epvs.prepare.resample import THICK_MM, bounding_box, slice_axis
 
 logger = logging.getLogger(__name__)
 
@@ -275,7 +275,7 @@ def measure(case: Case, known: Known) -> Measured:
     contrast = contrast_to_noise(case, known)
     about = {
         "label": case.label,
-        "slice_mm": round(known.spacing[2], 3),
+        "slice_mm": round(known.spacing[slice_axis(known.spacing)], 3),
         "resolution": resolution(known),
         "mimics": "unknown" if known.mimics is None else "with" if known.mimics.any() else "without",
         "contrast": next((name for end, name in CONTRASTS if contrast < end), "unknown"),

@@ -73,6 +73,8 @@ def icc(ratings: np.ndarray) -> Estimate:
     b = 1 + k * value * (n - 1) / (n * (1 - value))
     freedom = (a * msc + b * mse) ** 2 / ((a * msc) ** 2 / (k - 1) + (b * mse) ** 2 / ((n - 1) * (k - 1)))
     upper, lower = stats.f.ppf(0.975, n - 1, freedom), stats.f.ppf(0.975, freedom, n - 1)
+    if not upper < 1e9:  # hardly a degree of freedom is left: the ends would lie on one side of the value
+        return Estimate(float(value), NOTHING, NOTHING, n)
     low = n * (msr - upper * mse) / (upper * (k * msc + (k * n - k - n) * mse) + n * msr)
     high = n * (lower * msr - mse) / (k * msc + (k * n - k - n) * mse + n * lower * msr)
     return Estimate(float(value), float(low), float(high), n)

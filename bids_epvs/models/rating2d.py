@@ -272,6 +272,7 @@ SPEC = ModelSpec(
     weights=WEIGHTS,
     outputs=("findings",),
     calibrated=True,
+    axial=True,
     deviations=(
         "Trained on simulated images of real label maps, not on ratings; not validated on rated scans.",
         "In training each image has the grade of its own slice and hemisphere, not that of its subject.",

@@ -195,6 +195,7 @@ SPEC = ModelSpec(
         "compared between images"
     ),
     calibrated=True,
+    axial=True,
     deviations=(
         "Trained on simulated images of real label maps, not on graded scans; not validated on graded scans.",
         "8 filters in the first stage instead of 64; depth 152 as in the paper.",

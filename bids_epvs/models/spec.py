@@ -72,6 +72,8 @@ class ModelSpec:
         None for methods that need none.
     calibrated : bool
         Whether its values are probabilities.
+    axial : bool
+        Whether it needs axial slices, if slices are thick; other methods see them as they were acquired.
     needs_t2w : bool
         Whether it cannot do without a T2w.
     deviations : tuple of str
@@ -97,6 +99,7 @@ class ModelSpec:
     saliency: str = ""
     weights: Weights | None = None
     calibrated: bool = False
+    axial: bool = False
     needs_t2w: bool = True
     deviations: tuple[str, ...] = ()
 

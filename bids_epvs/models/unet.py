@@ -1,7 +1,7 @@
 """Whole-brain EPVS from any of T2w, T1w, FLAIR and SWI: a 2-D multi-channel U-Net (Rashid et al. 2023).
 
-One network serves every combination of sequences: what is missing is 0 and marked as absent. It sees an axial slice
-with its neighbours and estimates the share of each voxel that EPVS fill.
+One network serves every combination of sequences: what is missing is 0 and marked as absent. It sees a slice
+with its neighbours (`prepare.planes`) and estimates the share of each voxel that EPVS fill.
 
 References
 ----------

@@ -206,7 +206,9 @@ def basal_ganglia(labels: np.ndarray, spacing: tuple[float, float, float], to_te
 
 
 def beyond(regions: np.ndarray, brain: np.ndarray, spacing: tuple[float, ...], reach: float) -> np.ndarray:
-    """Brain in no region, at most `reach` mm from white matter or basal ganglia in the plane of axial slices (mask).
+    """Brain in no region, at most `reach` mm from white matter or basal ganglia in the plane of the slices (mask).
+
+    Slices lie along the third axis (`planes.by_slices`).
 
     EPVS run on there: where one comes near the cortex or a sulcus, so does the border of its region.
     """

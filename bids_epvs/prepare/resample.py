@@ -185,6 +185,8 @@ def along_axes(data: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
 
 THICK_MM = 1.5
 """Slices farther apart than this are called thick."""
+THICKER = 1.5
+"""How many times as far apart as voxels within them sagittal and coronal slices are at least."""
 
 
 def across(spacing: Sequence[float]) -> int:
@@ -197,13 +199,29 @@ def across(spacing: Sequence[float]) -> int:
     return int(max((2, 1, 0), key=lambda axis: sizes[axis]))
 
 
+def slice_axis(spacing: Sequence[float]) -> int:
+    """The axis across the slices where they are thick (`THICK_MM`, and `THICKER` times the other voxel sizes).
+
+    Else the last: scans whose voxels hardly differ in size look the same in every plane, and axial planes are those
+    that networks have learnt from.
+
+    >>> slice_axis((0.5, 0.5, 4.0)), slice_axis((4.0, 0.6, 0.6)), slice_axis((0.4, 2.0, 0.4))
+    (2, 0, 1)
+    >>> slice_axis((1.0, 1.0, 1.0)), slice_axis((1.2, 0.7, 0.7)), slice_axis((1.8, 1.7, 1.7))
+    (2, 2, 2)
+    """
+    axis = across(spacing)
+    others = max(size for a, size in enumerate(spacing) if a != axis)
+    return axis if spacing[axis] > THICK_MM and spacing[axis] >= THICKER * others else 2
+
+
 def thickness(spacing: Sequence[float]) -> str:
     """``thick`` or ``thin`` slices.
 
-    >>> thickness((0.5, 0.5, 4.0)), thickness((1.0, 1.0, 1.0))
-    ('thick', 'thin')
+    >>> thickness((0.5, 0.5, 4.0)), thickness((1.0, 1.0, 1.0)), thickness((4.0, 0.6, 0.6))
+    ('thick', 'thin', 'thick')
     """
-    return "thick" if spacing[2] > THICK_MM else "thin"
+    return "thick" if spacing[slice_axis(spacing)] > THICK_MM else "thin"
 
 
 def voxel_spacing(frame: Nifti1Image) -> tuple[float, float, float]:

@@ -15,7 +15,7 @@ from nibabel.nifti1 import Nifti1Image
 
 from bids_epvs.prepare import atlas, bias, brain, intensity, places, regions, register, structures
 from bids_epvs.prepare.aqueduct import MIDDLE, aqueduct
-from bids_epvs.prepare.quality import confidence, grain_note, noise_note, quality_notes
+from bids_epvs.prepare.quality import confidence, grain_note, noise_note, plane_note, quality_notes
 from bids_epvs.prepare.resample import resample, voxel_spacing
 from bids_epvs.prepare.sequences import Sequences, begun, got, in_frame, put
 from bids_epvs.records import SHOWING, Limit, Transform, reference_of
@@ -152,6 +152,7 @@ def prepare(
         notes = (*noise_note(level), *grain_note(data, inside, csf, spacing), *notes)
     else:
         notes = (NO_T2W.format(reference), *notes)
+    notes = (*plane_note(spacing), *notes)
     notes += tuple(ASTRAY.format(name, reference, value) for name, value in session.astray.items())
     session.arrive()
     return Result(

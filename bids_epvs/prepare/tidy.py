@@ -8,10 +8,11 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from scipy import ndimage
 
+from bids_epvs.prepare import planes
 from bids_epvs.prepare.intensity import levels
 from bids_epvs.prepare.labels import INDICES
 from bids_epvs.prepare.regions import grown_axially, opened_axially
-from bids_epvs.prepare.resample import affine_sample
+from bids_epvs.prepare.resample import affine_sample, slice_axis
 
 FLUID = 24
 LAKES, SOLID = (FLUID, 3, 42), (2, 41, 10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 28, 60)
@@ -20,9 +21,9 @@ COMPACT, STRAY = (10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 17, 53, 18, 54), 0.1
 """Structures in one piece; share of the largest piece below which another one is no part of it."""
 LAKE_MM3, LAKE_MM2, ENCLOSED = 500.0, 40.0, 0.6
 DROP_MM2, DROP_MM3, BESIDE = 12.0, 100.0, 0.15
-"""Area in an axial plane and volume of a drop of fluid that may be an EPVS even where much of its surroundings is
-cortex, and the share of these, within two voxels, that is white matter or basal ganglia at least: between the walls of
-a sulcus it is less, and the tip of a sulcus is part of a large piece. In ten simulated clinical scans 69 of 92 such
+"""Area in the plane of the slices and volume of a drop of fluid that may be an EPVS even where much of its surroundings
+is cortex, and the share of these, within two voxels, that is white matter or basal ganglia at least: between the walls
+of a sulcus it is less, and the tip of a sulcus is part of a large piece. In ten simulated clinical scans 69 of 92 such
 drops held an EPVS, in five scans of heads 12 and 17 5 of 21; of pieces of larger volume 13 of 45 and 2 of 398 (a script
 that is not in the project)."""
 BAY_MM = 2.5
@@ -50,11 +51,11 @@ def kept_solid(labels: np.ndarray, prior: np.ndarray, mask: np.ndarray, sure: fl
 def without_lakes(labels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """Labels without fluid and cortex in the midst of white matter and nuclei: these are large EPVS or lesions.
 
-    A piece of cortex (26 neighbours) of at most `LAKE_MM3`, or of fluid with the cortex at its rim in an axial plane (8
-    neighbours, as EPVS of the basal ganglia open into the cistern below) of at most `LAKE_MM2`, whose surroundings in
-    its planes are white matter or nuclei to `ENCLOSED` takes the nearest of those labels, so that EPVS in it are looked
-    for and counted. So does a drop of fluid beside white matter or basal ganglia (`DROP_MM2`), with the cortex at its
-    rim: an EPVS that touches the cortex.
+    A piece of cortex (26 neighbours) of at most `LAKE_MM3`, or of fluid with the cortex at its rim in the plane of the
+    slices (8 neighbours, as EPVS of the basal ganglia open into the cistern below) of at most `LAKE_MM2`, whose
+    surroundings in these planes are white matter or nuclei to `ENCLOSED` takes the nearest of those labels, so that
+    EPVS in it are looked for and counted. So does a drop of fluid beside white matter or basal ganglia (`DROP_MM2`),
+    with the cortex at its rim: an EPVS that touches the cortex.
 
     Parameters
     ----------
@@ -63,6 +64,10 @@ def without_lakes(labels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     spacing : sequence of float
         mm.
     """
+    axis = slice_axis(spacing)
+    if axis != planes.AXIAL:
+        own = planes.turned_spacing(spacing, axis)
+        return planes.unsliced(without_lakes(planes.sliced(labels, axis), own), axis)
     out = labels.copy()
     solid, banks = np.isin(labels, SOLID), np.isin(labels, BANKS)
     plane = np.zeros((3, 3, 3), bool)
@@ -94,8 +99,9 @@ def without_bays(labels: np.ndarray, image: np.ndarray, spacing: Sequence[float]
     """Labels without bright spots in narrow bays and gaps of white matter and basal ganglia: EPVS near the cortex.
 
     They are brighter than white matter and run together with the cortex beside them, and lay in no region, where they
-    are not looked for. What a disc of `BAY_MM` in an axial plane cannot reach takes the nearest of `BANKS` where it is
-    `BRIGHT`, and `NEAR_MM` around; between two walls of a sulcus, or across a fold of cortex, there is more room.
+    are not looked for. What a disc of `BAY_MM` in the plane of the slices cannot reach takes the nearest of `BANKS`
+    where it is `BRIGHT`, and `NEAR_MM` around; between two walls of a sulcus, or across a fold of cortex, there is more
+    room.
 
     Parameters
     ----------
@@ -106,6 +112,10 @@ def without_bays(labels: np.ndarray, image: np.ndarray, spacing: Sequence[float]
     spacing : sequence of float
         mm.
     """
+    axis = slice_axis(spacing)
+    if axis != planes.AXIAL:
+        own = planes.turned_spacing(spacing, axis)
+        return planes.unsliced(without_bays(planes.sliced(labels, axis), planes.sliced(image, axis), own), axis)
     white, fluid = np.isin(labels, (2, 41)), np.isin(labels, (4, 43))
     fluid = fluid if fluid.any() else labels == FLUID
     if not white.any() or not fluid.any():

@@ -43,6 +43,8 @@ class View:
         Saliency map of each model that has one, canonical frame.
     details : mapping
         What models that give numbers recorded beside them.
+    remarks : mapping
+        Warnings of each model that gave any.
     """
 
     scan: Scan
@@ -53,6 +55,7 @@ class View:
     sources: Mapping[str, str] = field(default_factory=dict)
     maps: Mapping[str, np.ndarray] = field(default_factory=dict)
     details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    remarks: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def environment() -> Environment:
@@ -60,7 +63,7 @@ def environment() -> Environment:
     found = Environment(
         loader=PackageLoader("bids_epvs.report", "templates"), autoescape=True, undefined=StrictUndefined
     )
-    found.filters.update(number=number, counted=counted, answer=answer)
+    found.filters.update(number=number, counted=counted, answer=answer, rated=rated)
     return found
 
 
@@ -99,6 +102,11 @@ def answer(found: Mapping[str, Any]) -> str:
     if pd.notna(grade):
         words += f" (grade {number(grade)})" if words else f"grade {number(grade)}"
     return words or "n/a"
+
+
+def rated(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a method rated any region of any side."""
+    return any(pd.notna(row[side]["rating"]) for row in rows for side in ("left", "right", "both"))
 
 
 def render(
@@ -158,6 +166,7 @@ def _session(view: View, pictures: dict[str, bytes], helper: Executor | None = N
         "notes": view.prepared.notes if view.prepared else (),
         "confidence": view.prepared.confidence if view.prepared else {},
         "tables": [],
+        "remarks": view.remarks,
         "mosaic": None,
         "decisions": [],
         "maps": [],

@@ -15,9 +15,10 @@ from bids_epvs.derivatives import columns, paths, write
 from bids_epvs.measure import lesions as measure_lesions
 from bids_epvs.measure import ratings
 from bids_epvs.models import load, weights
-from bids_epvs.models.spec import ModelSpec
+from bids_epvs.models.spec import ModelSpec, recorded
+from bids_epvs.prepare import planes
 from bids_epvs.prepare.regions import REGIONS
-from bids_epvs.prepare.resample import to_native
+from bids_epvs.prepare.resample import slice_axis, to_native
 from bids_epvs.records import Prediction, Prepared, Scan
 from bids_epvs.settings import Settings
 from bids_epvs.stages import disk
@@ -45,7 +46,7 @@ def compute(
     prepared = read()
     if spec.weights:
         parameters["weights"] = settings.weights_of(name)
-    prediction = explain.added(spec, prepared, spec.predict(prepared, parameters), parameters)
+    prediction = _predicted(spec, prepared, parameters)
     used = paths.bids_uri(disk.images(scan, settings)[scan.reference], settings.output_dir, "")
     meta: dict[str, Any] = {
         "Sources": [used],
@@ -73,6 +74,22 @@ def compute_apart(
     with clock.stage(f"model {name}") as note:
         key = compute(scan, settings, name, prepared_key, note, partial(disk.kept, scan, settings, prepared_key))
     return key, clock.rows()[0]
+
+
+def _predicted(spec: ModelSpec, prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
+    """What a method says of a session, with its map or detections.
+
+    It sees slices as they were acquired; one that needs axial slices says nothing of others.
+    """
+    axis = slice_axis(prepared.spacing)
+    if spec.axial and axis != planes.AXIAL:
+        note = f"slices are {planes.NAMES[axis]}, and this method rates axial ones"
+        return Prediction(spec.name, parameters=recorded(parameters), notes=(note,))
+
+    def run(seen: Prepared) -> Prediction:
+        return explain.added(spec, seen, spec.predict(seen, parameters), parameters)
+
+    return planes.by_slices(prepared, run)
 
 
 def _write_maps(files: Mapping[str, Path], made: Prediction, prepared: Prepared, spec: ModelSpec, meta: dict) -> None:

@@ -137,7 +137,7 @@ def view(scan: Scan, settings: Settings, error: str) -> View:
         return View(scan, error or "no results: run the participant level", sources=sources)
     about = write.read_json(paths.sidecar(disk.anatomy(scan, settings)["regions"]))
     prepared = disk.kept(scan, settings, about.get(write.KEY, ""))
-    masks, maps, details = {}, {}, {}
+    masks, maps, details, remarks = {}, {}, {}, {}
     for name in settings.models or tuple(MODELS):
         own = disk.model_files(scan, settings, name)
         if "instances" in own and own["instances"].is_file():
@@ -146,6 +146,7 @@ def view(scan: Scan, settings: Settings, error: str) -> View:
             maps[name] = to_canonical(nib.load(own["saliency"]), prepared.native).astype(np.float32)
         if "findings" in own:
             details[name] = write.read_json(paths.sidecar(own["findings"])).get("Parameters", {})
+        remarks[name] = write.read_json(paths.sidecar(next(iter(own.values())))).get("Notes", [])
     files = disk.tables(scan, settings)
     have = all(path.is_file() for path in files.values())
     return View(
@@ -157,6 +158,7 @@ def view(scan: Scan, settings: Settings, error: str) -> View:
         sources,
         maps,
         details,
+        remarks,
     )
 
 

@@ -50,7 +50,7 @@ class Protocol:
     Attributes
     ----------
     spacing : tuple of float
-        Reconstructed voxel sizes (mm) along R, A, S; the last is the distance of slices.
+        Reconstructed voxel sizes (mm) along R, A, S; along `resample.slice_axis` the distance of slices.
     thickness : float
         Of a slice, mm; the rest of the distance is a gap.
     matrix : float

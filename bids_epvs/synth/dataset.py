@@ -27,6 +27,7 @@ from bids_epvs.group.table import wide_row
 from bids_epvs.measure import ratings
 from bids_epvs.prepare import fields
 from bids_epvs.prepare.regions import ANTERIOR_COMMISSURE, NAMES, REGIONS, rating_slices
+from bids_epvs.prepare.resample import slice_axis
 from bids_epvs.records import Scan
 from bids_epvs.synth import anatomy, contrast, mimics, scene, tubes
 
@@ -155,7 +156,7 @@ def _protocol(rng: np.random.Generator, plan: Plan) -> contrast.Protocol:
     if plan.snr is not None:
         drawn = replace(drawn, snr=plan.snr)
     if plan.spacing is not None:
-        drawn = replace(drawn, spacing=plan.spacing, thickness=plan.spacing[2])
+        drawn = replace(drawn, spacing=plan.spacing, thickness=plan.spacing[slice_axis(plan.spacing)])
     return drawn
 
 
@@ -175,7 +176,7 @@ def sidecar(protocol: contrast.Protocol) -> dict[str, Any]:
         "Description": _NOTE,
         "MagneticFieldStrength": protocol.tesla,
         "SliceThickness": protocol.thickness,
-        "SpacingBetweenSlices": protocol.spacing[2],
+        "SpacingBetweenSlices": protocol.spacing[slice_axis(protocol.spacing)],
         "Protocol": asdict(protocol),
     }
 

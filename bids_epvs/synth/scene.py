@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
+from bids_epvs.prepare import planes
 from bids_epvs.prepare.regions import from_labels
+from bids_epvs.prepare.resample import slice_axis
 from bids_epvs.synth import contrast, mimics, tubes
 from bids_epvs.synth.anatomy import FINE_MM, Anatomy, deformed, every_second, plain
 from bids_epvs.synth.contrast import Protocol
@@ -93,7 +95,11 @@ class Scene:
         return (x, y, z), affine
 
     def scan(self, rng: np.random.Generator, look: Look, protocol: Protocol) -> np.ndarray:
-        """One image on `grid` of the protocol's spacing, float32."""
+        """One image on `grid` of the protocol's spacing, float32; slices lie along `slice_axis` of that."""
+        axis = slice_axis(protocol.spacing)
+        if axis != planes.AXIAL:
+            own = replace(protocol, spacing=planes.turned_spacing(protocol.spacing, axis))
+            return np.ascontiguousarray(planes.unsliced(self.turned(axis).scan(rng, look, own), axis))
         shape, _ = self.grid(protocol.spacing)
         ideal = np.empty(shape, np.float32)
         plane = self.head.labels.shape[0] * self.head.labels.shape[1]
@@ -104,6 +110,14 @@ class Scene:
             part = (shape[0], shape[1], last - first)
             ideal[:, :, first:last] = self._ideal(look, protocol, start, part)
         return finish(ideal, rng, look, protocol, self.middle)
+
+    def turned(self, axis: int) -> Scene:
+        """The head with another axis last (`planes.sliced`), to be scanned; regions and tubes stay as they are."""
+        head = self.head
+        swap = np.eye(4)[[*planes.order(axis), 3]]
+        labels, filled = (np.ascontiguousarray(planes.sliced(a, axis)) for a in (head.labels, self.filled))
+        moved = Anatomy(labels, swap @ head.affine @ swap.T, head.to_template @ swap.T)
+        return replace(self, head=moved, filled=filled)
 
     @property
     def middle(self) -> np.ndarray:

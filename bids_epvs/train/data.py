@@ -18,7 +18,8 @@ from bids_epvs.derivatives import paths
 from bids_epvs.derivatives.write import arrays, read_json
 from bids_epvs.errors import DataError, NothingToDoError, UsageError
 from bids_epvs.models import unet
-from bids_epvs.prepare.resample import bounding_box
+from bids_epvs.prepare import planes
+from bids_epvs.prepare.resample import bounding_box, slice_axis
 from bids_epvs.records import Prepared, Scan
 
 logger = logging.getLogger(__name__)
@@ -126,8 +127,9 @@ def example(session: Session) -> dict[str, Any]:
     DataError
         The mask lies on another grid than the T2w.
     """
-    made = prepared(session)
-    mask = _load(session.mask, made.native) > 0
+    whole = prepared(session)
+    made = planes.in_slices(whole)
+    mask = planes.sliced(_load(session.mask, whole.native) > 0, slice_axis(whole.spacing))
     names = [n for n in unet.SEQUENCES if n in made.images]
     box = bounding_box(made.brain, 4)
     low, high = unet.RANGE

@@ -14,7 +14,7 @@ from bids_epvs.errors import NothingToDoError, UsageError
 from bids_epvs.group import human
 from bids_epvs.measure.ratings import SEVERE_GRADE
 from bids_epvs.models import count, rating2d, resnet152
-from bids_epvs.prepare import crops
+from bids_epvs.prepare import crops, planes
 from bids_epvs.prepare.regions import REGIONS
 from bids_epvs.records import Scan
 from bids_epvs.train.data import Session, prepared
@@ -103,7 +103,7 @@ def counted(session: Session, *, region: str) -> dict[str, Any]:
     NothingToDoError
         The scan does not show the region.
     """
-    made = prepared(session)
+    made = planes.in_slices(prepared(session))
     sides = count.sides(made.regions, made.images["T2w"], made.csf, made.spacing)
     own = [c for k, c in sides.items() if REGIONS[k].name == region]
     if not own:

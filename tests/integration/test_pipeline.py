@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import ndimage
 
 from bids_epvs import pipeline
 from bids_epvs.cli import main, run, settings_from
@@ -551,3 +552,22 @@ def test_a_session_without_t2w_is_read_on_its_t1w(quick, tmp_path):
     assert "there is no T2w" in (out / "sub-01.html").read_text()
     summary = pd.read_csv(anat / "sub-01_desc-summary_epvs.tsv", sep="\t")
     assert set(summary["model"]) == {"unet"}
+
+
+@pytest.mark.slow
+def test_coronal_slices_are_looked_at_as_they_were_acquired(quick, tmp_path):
+    from bids_epvs.synth import dataset
+
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    dataset.simulate(dataset.Plan(raw, 1, 3, burden="high", spacing=(0.8, 3.0, 0.8), snr=30.0, fine_mm=0.8))
+    assert go(raw, out, "--config-file", quick, "--models", "unet", "resnet152") == 0
+    anat, truth = out / "sub-01" / "anat", raw / "derivatives" / "truth" / "sub-01" / "anat"
+    found = np.asarray(nib.load(anat / "sub-01_label-EPVS_desc-unet_mask.nii.gz").dataobj) > 0
+    true = np.asarray(nib.load(truth / "sub-01_label-EPVS_probseg.nii.gz").dataobj) > 0.3
+    assert found.sum() > 0.3 * true.sum()
+    near = ndimage.binary_dilation(true, np.ones((3, 3, 3)))
+    assert near[found].mean() > 0.8
+    words = " ".join(Page((out / "sub-01.html").read_text()).words)
+    assert "slices are coronal (3.0 mm)" in words and "this method rates axial ones" in words and "No answer." in words
+    summary = pd.read_csv(anat / "sub-01_desc-summary_epvs.tsv", sep="\t")
+    assert summary.loc[summary["model"] == "resnet152", "rating"].isna().all()

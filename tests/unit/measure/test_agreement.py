@@ -33,6 +33,16 @@ def test_icc_leaves_out_missing_rows_and_says_nan_where_there_is_none():
     assert agreement.icc(same + np.array([0, 1])).value < 1
 
 
+@pytest.mark.filterwarnings("error")
+def test_icc_of_raters_that_disagree_has_an_interval_as_long_as_there_is_a_degree_of_freedom():
+    for counts in ([[336, 0], [388, 0], [161, 0]], [[69, 0], [29, 0], [62, 1]]):
+        found = agreement.icc(counts)
+        assert -1.5 < found.low < found.value < found.high <= 1
+    found = agreement.icc([[11.74, 19.765], [13.3, 16.323], [4.48, 25.989]])
+    assert found.value == pytest.approx(-0.339, abs=1e-3)
+    assert np.isnan(found.low) and np.isnan(found.high)
+
+
 def test_differences_of_bland_and_altman_1986():
     found = agreement.bland_altman(LARGE, MINI)
     assert (round(found.bias.value, 1), round(found.sd, 1)) == (-2.1, 38.8)

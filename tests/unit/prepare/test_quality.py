@@ -55,3 +55,12 @@ def test_basal_ganglia_so_noisy_that_methods_count_noise_are_told(noise, warned,
 def test_no_basal_ganglia_no_word_of_their_grain(rng):
     image, regions, csf = _grainy(rng, 300.0)
     assert quality.grain_note(image, np.zeros_like(regions), csf, SPACING) == ()
+
+
+@pytest.mark.parametrize(
+    ("spacing", "said"), [((4.0, 0.6, 0.6), "sagittal (4.0 mm)"), ((0.4, 2.0, 0.4), "coronal (2.0")]
+)
+def test_slices_that_are_not_axial_are_told(spacing, said):
+    (note,) = quality.plane_note(spacing)
+    assert said in note
+    assert quality.plane_note(sorted(spacing)) == quality.plane_note((1.0, 0.9, 0.9)) == ()

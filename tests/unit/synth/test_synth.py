@@ -171,6 +171,22 @@ def test_ideal_blocks_do_not_depend_on_the_chunk(made, monkeypatch):
     np.testing.assert_allclose(made.scan(np.random.default_rng(1), look, protocol), one, rtol=1e-4, atol=0.05)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_lie_across_the_largest_voxels(made, axis):
+    spacing = [1.0, 1.0, 1.0]
+    spacing[axis] = 4.0
+    protocol = contrast.Protocol(tuple(spacing), 4.0, matrix=0.5, snr=1e6, bias=0.0)
+    look = scene.draw_look(np.random.default_rng(0), "T2w", strength=1.0)
+    scan = made.scan(np.random.default_rng(1), look, protocol)
+    shape, _ = made.grid(spacing)
+    assert scan.shape == shape
+    ideal = made._ideal(look, replace(protocol, thickness=spacing[2]), np.zeros(3), shape)
+    assert np.corrcoef(scan.ravel(), ideal.ravel())[0, 1] > 0.97
+    kept = [np.diff(scan, axis=a).std() / np.diff(ideal, axis=a).std() for a in range(3)]
+    assert kept[axis] > 0.9, "only within slices k-space is cut off"
+    assert max(k for a, k in enumerate(kept) if a != axis) < 0.85, kept
+
+
 def test_random_contrasts_keep_fluid_apart_from_white_matter(rng):
     for _ in range(50):
         means = contrast.draw_means(rng, contrast.RANDOM)
@@ -345,6 +361,8 @@ def test_a_plan_says_voxels_and_noise(tmp_path):
     made = dataset._protocol(np.random.default_rng(1), dataset.Plan(tmp_path, spacing=(1.0, 1.0, 2.0), snr=9.0))
     assert made == replace(drawn, spacing=(1.0, 1.0, 2.0), thickness=2.0, snr=9.0)
     assert dataset.sidecar(made)["Protocol"]["snr"] == 9.0
+    coronal = dataset._protocol(np.random.default_rng(1), dataset.Plan(tmp_path, spacing=(0.5, 3.0, 0.5)))
+    assert dataset.sidecar(coronal)["SliceThickness"] == dataset.sidecar(coronal)["SpacingBetweenSlices"] == 3.0
 
 
 def test_command_line_errors(tmp_path, capsys):

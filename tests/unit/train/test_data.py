@@ -1,6 +1,8 @@
 """Training on a dataset of one's own: prepared sequences and masks become examples."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -26,6 +28,21 @@ def test_examples_hold_what_the_network_will_see(finished, simulated):
     epvs = (made["fraction"] > 0) & (made["regions"] > 0)
     tissue = (made["fraction"] == 0) & np.isin(made["regions"], (3, 4)) & ~made["csf"]
     assert np.median(made["images"][epvs, 0]) > np.median(made["images"][tissue, 0]) + 10
+
+
+def test_coronal_slices_are_learnt_from_as_axial_ones_are(finished, simulated, tmp_path):
+    session = data.find(finished, simulated / "derivatives" / "truth")[0]
+    results = tmp_path / "out"
+    shutil.copytree(finished / "sub-01", results / "sub-01")
+    mask = shutil.copy(session.mask, tmp_path / "mask.nii.gz")
+    for path in [*results.rglob("*.nii.gz"), mask]:
+        image = nib.as_closest_canonical(nib.load(path))
+        across = np.diag([*nib.affines.voxel_sizes(image.affine)[[0, 2, 1]], 1.0])
+        nib.save(nib.Nifti1Image(np.swapaxes(np.asarray(image.dataobj), 1, 2), across), path)
+    made = data.example(replace(session, results=results, mask=mask))
+    assert made["spacing"][2] == max(made["spacing"]) > 1.5
+    for name, expected in data.example(session).items():
+        assert np.array_equal(made[name], expected), name
 
 
 def test_masks_on_another_grid_and_missing_results_are_refused(finished, simulated, tmp_path):

@@ -1,0 +1,79 @@
+"""Scans whose slices are sagittal or coronal, turned so that these lie along the third axis, as axial ones do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from bids_epvs.prepare.resample import slice_axis
+from bids_epvs.records import Prediction, Prepared
+
+AXIAL = 2
+"""The axis across axial slices."""
+NAMES = ("sagittal", "coronal", "axial")
+"""Slices across each axis."""
+
+
+def sliced(array: np.ndarray, axis: int) -> np.ndarray:
+    """A volume (R, A, S) with the axis across its slices last; the other two keep their order. A view."""
+    return np.moveaxis(array, axis, AXIAL)
+
+
+def unsliced(array: np.ndarray, axis: int) -> np.ndarray:
+    """The inverse of `sliced`."""
+    return np.moveaxis(array, AXIAL, axis)
+
+
+def turned_spacing(spacing: Sequence[float], axis: int) -> tuple[float, float, float]:
+    """Voxel sizes in the order that `sliced` gives them."""
+    x, y, z = (float(spacing[a]) for a in order(axis))
+    return x, y, z
+
+
+def order(axis: int) -> list[int]:
+    """Axes of a volume in the order that `sliced` gives them.
+
+    >>> order(0), order(1), order(2)
+    ([1, 2, 0], [0, 2, 1], [0, 1, 2])
+    """
+    return [*(a for a in range(3) if a != axis), axis]
+
+
+def in_slices(prepared: Prepared) -> Prepared:
+    """A session with its slices along the third axis; without rating slices where these are not axial."""
+    axis = slice_axis(prepared.spacing)
+    if axis == AXIAL:
+        return prepared
+
+    def turn(array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(sliced(array, axis)) if array.size else array
+
+    arrays = {name: turn(getattr(prepared, name)) for name in ("brain", "regions", "csf", "hemisphere")}
+    images = {name: turn(data) for name, data in prepared.images.items()}
+    own = turned_spacing(prepared.spacing, axis)
+    return replace(prepared, images=images, spacing=own, slices={}, **arrays)
+
+
+def by_slices(prepared: Prepared, run: Callable[[Prepared], Prediction]) -> Prediction:
+    """What a method that looks at slices says of a session, whatever plane its slices lie in.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    run : callable
+        Given the session `in_slices`.
+
+    Returns
+    -------
+    Prediction
+        In the canonical frame.
+    """
+    axis = slice_axis(prepared.spacing)
+    made = run(in_slices(prepared))
+    if axis == AXIAL:
+        return made
+    maps = {name: getattr(made, name) for name in ("probability", "mask", "instances", "saliency")}
+    back = {k: np.ascontiguousarray(unsliced(v, axis)) for k, v in maps.items() if v is not None}
+    return replace(made, **back)
