@@ -84,7 +84,7 @@ def vesselness_2d(
     beta: float,
     c: float,
 ) -> np.ndarray:
-    """Frangi's 2-D measure of bright lines in each axial slice, maximum over scales.
+    """Frangi's 2-D measure of bright lines in each slice (along the third axis), maximum over scales.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def is_thick(spacing: tuple[float, float, float], ratio: float) -> bool:
 
 
 def search_space(prepared: Prepared, border_mm: float) -> np.ndarray:
-    """Voxels of the regions that are no large fluid and not within `border_mm` of it in the axial plane."""
+    """Voxels of the regions that are no large fluid and not within `border_mm` of it in the plane of the slices."""
     inside = (prepared.regions > 0) & ~prepared.csf
     reach = max(1, round(border_mm / min(prepared.spacing[:2])))
     near = ndimage.binary_dilation(prepared.csf, _disk(reach)[:, :, None])
@@ -239,7 +239,7 @@ def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
 
 
 def _background(flat: np.ndarray, prepared: Prepared) -> np.ndarray:
-    """Local level of tissue: mean within about 5 mm of the axial plane, fluid left out."""
+    """Local level of tissue: mean within about 5 mm in the plane of the slices, fluid left out."""
     weight = ((prepared.regions > 0) & ~prepared.csf).astype(np.float32)
     size = [max(3, round(7.0 / s) | 1) for s in prepared.spacing[:2]] + [1]
     total = ndimage.uniform_filter(flat * weight, size)

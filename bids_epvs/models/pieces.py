@@ -26,12 +26,12 @@ def marked(probability: np.ndarray, threshold: float, extent: float) -> np.ndarr
     """Pieces at a threshold, thinned to what reaches `extent`: none is lost, and none falls apart.
 
     Voxels below the extent are taken away, the least likely first, unless the piece would fall apart (26-neighbours) or
-    the voxel is a peak of its axial slice: neighbours that have run together stay one piece, but each keeps its place.
+    the voxel is a peak of its slice: neighbours that have run together stay one piece, but each keeps its place.
 
     Parameters
     ----------
     probability : ndarray
-        (X, Y, Z).
+        (X, Y, Z), slices along the third axis.
     threshold, extent : float
         An extent that is not above the threshold takes nothing away.
 

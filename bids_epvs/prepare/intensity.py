@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_epvs.prepare import planes
-from bids_epvs.prepare.regions import opened_axially
+from bids_epvs.prepare.regions import opened_in_slices
 from bids_epvs.prepare.resample import across, bounding_box, slice_axis
 
 
@@ -128,7 +128,7 @@ def large_fluid(image: np.ndarray, labels: np.ndarray, spacing: tuple[float, ...
     half = found.white + 0.5 * (found.fluid - found.white)
     bright = (image > half) & (labels > 0)
     seeds = bright & np.isin(labels, (4, 43, 14, 15, 24))
-    seeds |= opened_axially(bright, spacing, EPVS_MM / 2 + min(spacing[:2]) / 2)  # of centres, not borders, of voxels
+    seeds |= opened_in_slices(bright, spacing, EPVS_MM / 2 + min(spacing[:2]) / 2)  # of centres, not borders, of voxels
     seeds = _drop_small(seeds, 10.0 / float(np.prod(spacing)))
     steps = max(1, round(2.0 / max(min(spacing[:2]), 0.4)))
     soft = (image > found.white + 0.35 * (found.fluid - found.white)) & (labels > 0)

@@ -50,10 +50,16 @@ def in_slices(prepared: Prepared) -> Prepared:
     def turn(array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(sliced(array, axis)) if array.size else array
 
-    arrays = {name: turn(getattr(prepared, name)) for name in ("brain", "regions", "csf", "hemisphere")}
-    images = {name: turn(data) for name, data in prepared.images.items()}
-    own = turned_spacing(prepared.spacing, axis)
-    return replace(prepared, images=images, spacing=own, slices={}, **arrays)
+    return replace(
+        prepared,
+        images={name: turn(data) for name, data in prepared.images.items()},
+        brain=turn(prepared.brain),
+        regions=turn(prepared.regions),
+        csf=turn(prepared.csf),
+        hemisphere=turn(prepared.hemisphere),
+        spacing=turned_spacing(prepared.spacing, axis),
+        slices={},
+    )
 
 
 def by_slices(prepared: Prepared, run: Callable[[Prepared], Prediction]) -> Prediction:
@@ -74,6 +80,14 @@ def by_slices(prepared: Prepared, run: Callable[[Prepared], Prediction]) -> Pred
     made = run(in_slices(prepared))
     if axis == AXIAL:
         return made
-    maps = {name: getattr(made, name) for name in ("probability", "mask", "instances", "saliency")}
-    back = {k: np.ascontiguousarray(unsliced(v, axis)) for k, v in maps.items() if v is not None}
-    return replace(made, **back)
+
+    def back(array: np.ndarray | None) -> np.ndarray | None:
+        return None if array is None else np.ascontiguousarray(unsliced(array, axis))
+
+    return replace(
+        made,
+        probability=back(made.probability),
+        mask=back(made.mask),
+        instances=back(made.instances),
+        saliency=back(made.saliency),
+    )

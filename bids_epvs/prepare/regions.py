@@ -199,7 +199,7 @@ def basal_ganglia(labels: np.ndarray, spacing: tuple[float, float, float], to_te
         outward = np.sign(_voxel_x(to_template, labels.shape)[box])
         lateral = (x - i) * outward * np.sign(to_template[0, 0]) * spacing[0] > 0.5 * distance
         capsule |= white[box] & (distance <= SUBINSULAR_MM) & lateral
-    capsule &= opened_axially(capsule | nuclei[box], spacing, THIN_MM)
+    capsule &= opened_in_slices(capsule | nuclei[box], spacing, THIN_MM)
     out = nuclei.copy()
     out[box] |= _touching(capsule, nuclei[box], LEAST_MM3 / float(np.prod(spacing)))
     return _without_holes(out, labels)
@@ -214,27 +214,27 @@ def beyond(regions: np.ndarray, brain: np.ndarray, spacing: tuple[float, ...], r
     """
     out = np.isin(regions, (*WHITE_MATTER, *indices("BasalGanglia")))
     box = bounding_box(out, [*(int(np.ceil(reach / s)) for s in spacing[:2]), 0])
-    out[box] = grown_axially(out[box], spacing, reach)
+    out[box] = grown_in_slices(out[box], spacing, reach)
     return out & brain & (regions == 0)
 
 
-def grown_axially(mask: np.ndarray, spacing: tuple[float, ...], radius: float) -> np.ndarray:
-    """Dilation of each axial slice by a disk of `radius` mm."""
+def grown_in_slices(mask: np.ndarray, spacing: tuple[float, ...], radius: float) -> np.ndarray:
+    """Dilation of each slice (along the third axis) by a disk of `radius` mm."""
     out = np.zeros_like(mask)
     for k in np.flatnonzero(mask.any(axis=(0, 1))):
         out[..., k] = ndimage.distance_transform_edt(~mask[..., k], sampling=spacing[:2]) <= radius
     return out
 
 
-def opened_axially(mask: np.ndarray, spacing: tuple[float, ...], radius: float) -> np.ndarray:
-    """Opening of each axial slice by a disk of `radius` mm."""
+def opened_in_slices(mask: np.ndarray, spacing: tuple[float, ...], radius: float) -> np.ndarray:
+    """Opening of each slice (along the third axis) by a disk of `radius` mm."""
     out = np.zeros_like(mask)
     box = bounding_box(mask, (1, 1, 0))
     part = mask[box]
     core = np.zeros_like(part)
     for k in np.flatnonzero(part.any(axis=(0, 1))):
         core[..., k] = ndimage.distance_transform_edt(part[..., k], sampling=spacing[:2]) > radius
-    out[box] = grown_axially(core, spacing, radius)
+    out[box] = grown_in_slices(core, spacing, radius)
     return out & mask
 
 

@@ -11,7 +11,7 @@ from scipy import ndimage
 from bids_epvs.prepare import planes
 from bids_epvs.prepare.intensity import levels
 from bids_epvs.prepare.labels import INDICES
-from bids_epvs.prepare.regions import grown_axially, opened_axially
+from bids_epvs.prepare.regions import grown_in_slices, opened_in_slices
 from bids_epvs.prepare.resample import affine_sample, slice_axis
 
 FLUID = 24
@@ -124,11 +124,11 @@ def without_bays(labels: np.ndarray, image: np.ndarray, spacing: Sequence[float]
     if np.median(image[fluid]) <= level.white:
         return labels.copy()
     banks = np.isin(labels, BANKS)
-    narrow = ~opened_axially(~banks, tuple(spacing), BAY_MM) & np.isin(labels, LAKES)
+    narrow = ~opened_in_slices(~banks, tuple(spacing), BAY_MM) & np.isin(labels, LAKES)
     seeds = narrow & (image > level.white + BRIGHT * (level.fluid - level.white))
     if not seeds.any():
         return labels.copy()
-    spots = narrow & grown_axially(seeds, tuple(spacing), NEAR_MM)
+    spots = narrow & grown_in_slices(seeds, tuple(spacing), NEAR_MM)
     return np.where(spots, _nearest(labels, banks, spacing), labels)
 
 

@@ -220,7 +220,7 @@ def through_scanner(
     Parameters
     ----------
     image : ndarray
-        (X, Y, Z); slices are axial, phase is encoded along the second axis.
+        (X, Y, Z); slices lie along the third axis, phase is encoded along the second axis.
     rng : Generator
     protocol : Protocol
     sigma : float or ndarray

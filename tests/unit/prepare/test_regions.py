@@ -123,7 +123,7 @@ def test_nothing_thin_stands_out_from_the_basal_ganglia(monkeypatch):
     to_template[0, 3] = -50.0
 
     def thin(mask):
-        return (mask & ~putamen & ~regions.opened_axially(mask, spacing, regions.THIN_MM)).sum()
+        return (mask & ~putamen & ~regions.opened_in_slices(mask, spacing, regions.THIN_MM)).sum()
 
     made = regions.basal_ganglia(labels, spacing, to_template)
     assert (made & ~putamen).sum() > 500, "the subinsular white matter"
