@@ -43,8 +43,8 @@ from bids_epvs.stages import disk, methods, preparation, results
 
 logger = logging.getLogger(__name__)
 
-GB_PER_SUBJECT, GB_OF_HELPER = 5.0, 2.0
-"""Memory that one subject may need (measured peak in benchmarks/, rounded up), and that of its second process."""
+GB_PER_SUBJECT, GB_OF_HELPER = 6.5, 2.0
+"""Memory that a process needs after many subjects (measured peak in benchmarks/, rounded up), and its second one."""
 
 
 def check(settings: Settings) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_epvs.prepare.labels import ATLAS_LABELS, MERGED
-from bids_epvs.prepare.resample import bounding_box
+from bids_epvs.prepare.resample import bounding_box, slice_axis
 
 NAMES = ("BasalGanglia", "CentrumSemiovale", "Hippocampus", "Midbrain", "Thalamus", "OtherWhiteMatter")
 SIDES = ("Left", "Right")
@@ -77,6 +77,9 @@ PLANES = {"pons": (PONS_TOP, PONS_NORMAL), "diencephalon": (MIDBRAIN_TOP, MIDBRA
 ANTERIOR_COMMISSURE = np.array([0.0, 2.0, -4.0])
 """In ICBM152 millimetres."""
 
+TILTED_DEGREES = 15.0
+LEAST_MM2 = 20.0
+"""Area of the lateral ventricles in a slice below which they have ended."""
 CAPSULE_MM = 5.0
 SUBINSULAR_MM = 5.0
 THIN_MM = 1.0
@@ -110,16 +113,45 @@ def heights(shape: tuple[int, int, int], affine: np.ndarray, plane: tuple[np.nda
     return start + i[:, None, None] + j[None, :, None] + k[None, None, :]
 
 
-def ventricle_top(labels: np.ndarray, spacing: tuple[float, ...], *, min_mm2: float = 20.0) -> int | None:
+def ventricle_top(labels: np.ndarray, spacing: tuple[float, ...], *, min_mm2: float = LEAST_MM2) -> int | None:
     """Highest axial slice (canonical frame) of the lateral ventricles: up from the slice with most of them, as long as
     slices hold at least `min_mm2`; None without such a slice. Fluid taken for ventricle far above does not count.
     """
-    area = np.isin(labels, (4, 43)).sum(axis=(0, 1)) * spacing[0] * spacing[1]
+    return _last_of(np.isin(labels, (4, 43)).sum(axis=(0, 1)) * spacing[0] * spacing[1], min_mm2)
+
+
+def _last_of(area: np.ndarray, least: float) -> int | None:
+    """Last index, from that of the largest area up, before an area is below the least; None if all are."""
     fullest = int(np.argmax(area))
-    if area[fullest] < min_mm2:
+    if area[fullest] < least:
         return None
-    ends = np.flatnonzero(area[fullest:] < min_mm2)
+    ends = np.flatnonzero(area[fullest:] < least)
     return fullest + (int(ends[0]) if ends.size else len(area) - fullest) - 1
+
+
+def over_ventricles(labels: np.ndarray, spacing: tuple[float, ...], to_template: np.ndarray) -> np.ndarray:
+    """Voxels above the lateral ventricles (mask): above `ventricle_top`, as raters see axial slices.
+
+    Thick coronal slices along or across the hippocampus are tilted on purpose: where they (or sagittal ones) lie
+    `TILTED_DEGREES` from the template's horizontal, above the ventricles means in the direction of the template.
+    """
+    out = np.zeros(labels.shape, bool)
+    step = np.asarray(spacing)
+    u, _, vt = np.linalg.svd(to_template[:3, :3] / step)
+    upward = (u @ vt)[2]  # without shear and scaling, which the pose of a slab leaves unsure
+    if slice_axis(spacing) == 2 or upward[2] > np.cos(np.deg2rad(TILTED_DEGREES)):
+        top = ventricle_top(labels, spacing)
+        if top is not None:
+            out[:, :, top + 1 :] = True
+        return out
+    up = heights(labels.shape, np.diag([*step, 1.0]), (np.zeros(3), upward))
+    inside = up[np.isin(labels, (4, 43))]
+    if not inside.size:
+        return out
+    low = float(inside.min())
+    area = np.bincount((inside - low).astype(int)) * float(np.prod(spacing))  # of layers of 1 mm
+    last = _last_of(area, LEAST_MM2)
+    return out if last is None else up > low + last + 1
 
 
 def hemispheres(shape: tuple[int, int, int], to_template: np.ndarray) -> np.ndarray:
@@ -155,10 +187,7 @@ def from_labels(
     """
     side = hemispheres(labels.shape, to_template)
     white = np.isin(labels, (2, 41))
-    top = ventricle_top(labels, spacing)
-    high = np.zeros(labels.shape, bool)
-    if top is not None:
-        high[:, :, top + 1 :] = True
+    high = over_ventricles(labels, spacing, to_template)
     height = above or {name: heights(labels.shape, to_template, plane) for name, plane in PLANES.items()}
     peduncles = np.isin(labels, (28, 60)) & (height["diencephalon"] < 0)
     masks = {

@@ -91,7 +91,7 @@ def test_exit_codes(skeleton, tmp_path, capsys):
         (["--regions", "BG"], "no region 'BG'"),
         (["--weights", "frangi=README"], "uses no weights"),
         (["--output-spaces", "MNI999"], "MNI999"),
-        (["--nprocs", "2", "--mem-gb", "5"], "Lower --nprocs to 1"),
+        (["--nprocs", "2", "--mem-gb", "7"], "Lower --nprocs to 1"),
         (["-w", "work"], "inside the dataset"),
         (["--config-file", "none.toml"], "cannot be read"),
         (["--config-file", "wrong.toml"], "frangi has no parameter 'scale'"),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bids_epvs.prepare import regions
+from bids_epvs.prepare import fields, regions
 
 SPACING = (2.0, 2.0, 4.0)
 
@@ -98,6 +98,28 @@ def test_slices_of_the_scales(phantom):
 def test_indices_of_other_programs():
     given = np.array([[0, 2, 77, 1001, 2035, 3005, 4010, 5001, 5002, 85, 99]])
     assert regions.simplify(given).tolist() == [[0, 2, 2, 3, 42, 2, 41, 2, 41, 24, 0]]
+
+
+@pytest.mark.parametrize("degrees", [0, 5, 25])
+def test_tilted_coronal_slices_are_divided_upright_and_others_as_they_lie(degrees):
+    """White matter with a flat ventricle, upright in the template; the scan is tilted about the left-right axis."""
+    spacing = (1.0, 2.0, 0.5)
+    tilt = np.eye(4)
+    tilt[:3, :3] = fields.rotation(0, np.deg2rad(degrees))
+    shape = (20, 40, 160)
+    to_template = tilt @ np.diag([*spacing, 1.0])
+    to_template[:3, 3] = -to_template[:3, :3] @ (np.array(shape) / 2)
+    up = regions.heights(shape, to_template, (np.zeros(3), np.array([0.0, 0.0, 1.0])))
+    front = regions.heights(shape, to_template, (np.zeros(3), np.array([0.0, 1.0, 0.0])))
+    labels = np.where((np.abs(up) < 4) & (np.abs(front) < 25), 4, 2).astype(np.int16)
+    over = regions.over_ventricles(labels, spacing, to_template) & (labels == 2)
+    top = regions.ventricle_top(labels, spacing)
+    assert np.array_equal(over[:, :, top + 1 :], labels[:, :, top + 1 :] == 2) == (degrees < 15)
+    if degrees >= 15:
+        assert up[over].min() == pytest.approx(4, abs=1.2)
+        assert over[up > 6].all()
+        axial = regions.over_ventricles(labels, (1.0, 1.0, 3.0), to_template)
+        assert axial[:, :, top + 1 :].all() and not axial[:, :, : top + 1].any()
 
 
 def test_fluid_far_above_is_not_the_top_of_the_ventricles():

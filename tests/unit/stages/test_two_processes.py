@@ -111,12 +111,12 @@ def test_the_helper_reads_those_networks_first_that_it_begins_with(tmp_path, mon
 def test_memory_counts_the_second_process(skeleton, tmp_path, threads, enough):
     skeleton.add("sub-01_T2w.nii.gz")
     settings = Settings(
-        bids_dir=skeleton.root, output_dir=tmp_path / "out", mem_gb=10.0, nprocs=2, omp_nthreads=threads
+        bids_dir=skeleton.root, output_dir=tmp_path / "out", mem_gb=13.0, nprocs=2, omp_nthreads=threads
     )
     if enough:
         pipeline.check(settings)
     else:
-        with pytest.raises(UsageError, match="14 GB") as caught:
+        with pytest.raises(UsageError, match="17 GB") as caught:
             pipeline.check(settings)
         assert "--nprocs to 1" in caught.value.remedy
 
