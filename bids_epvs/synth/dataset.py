@@ -391,7 +391,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--contrasts", nargs="+", choices=list(contrast.MEANS), default=["T2w"], metavar="C")
     p.add_argument("--burden", choices=list(tubes.BURDENS), help="by default low, mid and high in turn")
     p.add_argument("--no-mimics", action="store_true", help="no lesions, lacunes and vessels")
-    p.add_argument("--spacing", nargs=3, type=float, metavar=("X", "Y", "Z"), help="voxel sizes in mm")
+    p.add_argument(
+        "--spacing", nargs=3, type=float, metavar=("X", "Y", "Z"), help="voxel sizes in mm; 4 0.6 0.6: sagittal slices"
+    )
     p.add_argument("--snr", type=float, metavar="X", help="white matter over noise (default: 8 to 45, as scans differ)")
     p.add_argument("--labelmaps", type=Path, metavar="DIR", help="folder of *_dseg.nii.gz (default: packaged atlas)")
     p.add_argument("--implant", type=Path, metavar="BIDS_DIR", help="put EPVS into the real scans of a dataset instead")
