@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from bids_epvs.prepare import planes
 from bids_epvs.prepare.regions import opened_in_slices
-from bids_epvs.prepare.resample import across, bounding_box, slice_axis
+from bids_epvs.prepare.resample import across, bounding_box
 
 
 class Levels(NamedTuple):
@@ -115,16 +115,13 @@ EPVS_MM = 3.2
 """Width above which fluid in white matter is no EPVS (few are wider than 3 mm) but a lacune or a cyst."""
 
 
+@planes.along_slices
 def large_fluid(image: np.ndarray, labels: np.ndarray, spacing: tuple[float, ...], found: Levels) -> np.ndarray:
     """Ventricles, cisterns and sulci: fluid too large for, or connected to fluid outside of, white matter.
 
     Seeds are fluid-bright voxels that carry a label of fluid or lie in a disc of `EPVS_MM` of them in the plane of the
     slices (`resample.slice_axis`); seeds then grow 2 mm inside bright voxels.
     """
-    axis = slice_axis(spacing)
-    if axis != planes.AXIAL:
-        own = planes.turned_spacing(spacing, axis)
-        return planes.unsliced(large_fluid(planes.sliced(image, axis), planes.sliced(labels, axis), own, found), axis)
     half = found.white + 0.5 * (found.fluid - found.white)
     bright = (image > half) & (labels > 0)
     seeds = bright & np.isin(labels, (4, 43, 14, 15, 24))

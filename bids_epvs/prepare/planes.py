@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import wraps
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +41,24 @@ def order(axis: int) -> list[int]:
     ([1, 2, 0], [0, 2, 1], [0, 1, 2])
     """
     return [*(a for a in range(3) if a != axis), axis]
+
+
+def along_slices(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """Decorator of ``function(*volumes, spacing, *more)`` that looks at slices along the third axis.
+
+    The decorated one takes volumes (R, A, S) whatever plane their slices lie in, and gives a volume like them.
+    """
+
+    @wraps(function)
+    def turned(*given: Any) -> np.ndarray:
+        at = next(k for k, value in enumerate(given) if np.ndim(value) != 3)
+        axis = slice_axis(given[at])
+        if axis == AXIAL:
+            return function(*given)
+        volumes = [sliced(volume, axis) for volume in given[:at]]
+        return unsliced(function(*volumes, turned_spacing(given[at], axis), *given[at + 1 :]), axis)
+
+    return turned
 
 
 def in_slices(prepared: Prepared) -> Prepared:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from bids_epvs.prepare import planes
 from bids_epvs.prepare.labels import ATLAS_LABELS, MERGED
 from bids_epvs.prepare.resample import bounding_box, slice_axis
 
@@ -78,7 +79,8 @@ ANTERIOR_COMMISSURE = np.array([0.0, 2.0, -4.0])
 """In ICBM152 millimetres."""
 
 TILTED_DEGREES = 15.0
-"""More than the poses of three upright slabs seem to be (8 to 12 degrees), less than those across the hippocampus."""
+"""More than the poses of three upright slabs seem to be (8 to 12 degrees, a script that is not in the project), less
+than those across the hippocampus."""
 LEAST_MM2 = 20.0
 """Area of the lateral ventricles in a slice below which they have ended."""
 CAPSULE_MM = 5.0
@@ -114,19 +116,19 @@ def heights(shape: tuple[int, int, int], affine: np.ndarray, plane: tuple[np.nda
     return start + i[:, None, None] + j[None, :, None] + k[None, None, :]
 
 
-def ventricle_top(labels: np.ndarray, spacing: tuple[float, ...], *, min_mm2: float = LEAST_MM2) -> int | None:
+def ventricle_top(labels: np.ndarray, spacing: tuple[float, ...]) -> int | None:
     """Highest axial slice (canonical frame) of the lateral ventricles: up from the slice with most of them, as long as
-    slices hold at least `min_mm2`; None without such a slice. Fluid taken for ventricle far above does not count.
+    slices hold at least `LEAST_MM2`; None without such a slice. Fluid taken for ventricle far above does not count.
     """
-    return _last_of(np.isin(labels, (4, 43)).sum(axis=(0, 1)) * spacing[0] * spacing[1], min_mm2)
+    return _last_of(np.isin(labels, (4, 43)).sum(axis=(0, 1)) * spacing[0] * spacing[1])
 
 
-def _last_of(area: np.ndarray, least: float) -> int | None:
-    """Last index, from that of the largest area up, before an area is below the least; None if all are."""
+def _last_of(area: np.ndarray) -> int | None:
+    """Last index, from that of the largest area up, before an area is below `LEAST_MM2`; None if all are."""
     fullest = int(np.argmax(area))
-    if area[fullest] < least:
+    if area[fullest] < LEAST_MM2:
         return None
-    ends = np.flatnonzero(area[fullest:] < least)
+    ends = np.flatnonzero(area[fullest:] < LEAST_MM2)
     return fullest + (int(ends[0]) if ends.size else len(area) - fullest) - 1
 
 
@@ -140,7 +142,7 @@ def over_ventricles(labels: np.ndarray, spacing: tuple[float, ...], to_template:
     step = np.asarray(spacing)
     u, _, vt = np.linalg.svd(to_template[:3, :3] / step)
     upward = (u @ vt)[2]  # without shear and scaling, which the pose of a slab leaves unsure
-    if slice_axis(spacing) == 2 or upward[2] > np.cos(np.deg2rad(TILTED_DEGREES)):
+    if slice_axis(spacing) == planes.AXIAL or upward[2] > np.cos(np.deg2rad(TILTED_DEGREES)):
         top = ventricle_top(labels, spacing)
         if top is not None:
             out[:, :, top + 1 :] = True
@@ -151,7 +153,7 @@ def over_ventricles(labels: np.ndarray, spacing: tuple[float, ...], to_template:
         return out
     low = float(inside.min())
     area = np.bincount((inside - low).astype(int)) * float(np.prod(spacing))  # of layers of 1 mm
-    last = _last_of(area, LEAST_MM2)
+    last = _last_of(area)
     return out if last is None else up > low + last + 1
 
 

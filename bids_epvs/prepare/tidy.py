@@ -12,7 +12,7 @@ from bids_epvs.prepare import planes
 from bids_epvs.prepare.intensity import levels
 from bids_epvs.prepare.labels import INDICES
 from bids_epvs.prepare.regions import grown_in_slices, opened_in_slices
-from bids_epvs.prepare.resample import affine_sample, slice_axis
+from bids_epvs.prepare.resample import affine_sample
 
 FLUID = 24
 LAKES, SOLID = (FLUID, 3, 42), (2, 41, 10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 28, 60)
@@ -48,6 +48,7 @@ def kept_solid(labels: np.ndarray, prior: np.ndarray, mask: np.ndarray, sure: fl
     return out
 
 
+@planes.along_slices
 def without_lakes(labels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """Labels without fluid and cortex in the midst of white matter and nuclei: these are large EPVS or lesions.
 
@@ -64,10 +65,6 @@ def without_lakes(labels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     spacing : sequence of float
         mm.
     """
-    axis = slice_axis(spacing)
-    if axis != planes.AXIAL:
-        own = planes.turned_spacing(spacing, axis)
-        return planes.unsliced(without_lakes(planes.sliced(labels, axis), own), axis)
     out = labels.copy()
     solid, banks = np.isin(labels, SOLID), np.isin(labels, BANKS)
     plane = np.zeros((3, 3, 3), bool)
@@ -95,6 +92,7 @@ def without_lakes(labels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     return out
 
 
+@planes.along_slices
 def without_bays(labels: np.ndarray, image: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """Labels without bright spots in narrow bays and gaps of white matter and basal ganglia: EPVS near the cortex.
 
@@ -112,10 +110,6 @@ def without_bays(labels: np.ndarray, image: np.ndarray, spacing: Sequence[float]
     spacing : sequence of float
         mm.
     """
-    axis = slice_axis(spacing)
-    if axis != planes.AXIAL:
-        own = planes.turned_spacing(spacing, axis)
-        return planes.unsliced(without_bays(planes.sliced(labels, axis), planes.sliced(image, axis), own), axis)
     white, fluid = np.isin(labels, (2, 41)), np.isin(labels, (4, 43))
     fluid = fluid if fluid.any() else labels == FLUID
     if not white.any() or not fluid.any():

@@ -140,13 +140,14 @@ def view(scan: Scan, settings: Settings, error: str) -> View:
     masks, maps, details, remarks = {}, {}, {}, {}
     for name in settings.models or tuple(MODELS):
         own = disk.model_files(scan, settings, name)
+        told = write.read_json(paths.sidecar(next(iter(own.values()))))  # the same beside each of its files
         if "instances" in own and own["instances"].is_file():
             masks[name] = to_canonical(nib.load(own["instances"]), prepared.native).astype(np.int32)
         if "saliency" in own and own["saliency"].is_file():
             maps[name] = to_canonical(nib.load(own["saliency"]), prepared.native).astype(np.float32)
         if "findings" in own:
-            details[name] = write.read_json(paths.sidecar(own["findings"])).get("Parameters", {})
-        remarks[name] = write.read_json(paths.sidecar(next(iter(own.values())))).get("Notes", [])
+            details[name] = told.get("Parameters", {})
+        remarks[name] = told.get("Notes", [])
     files = disk.tables(scan, settings)
     have = all(path.is_file() for path in files.values())
     return View(

@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from bids_epvs.derivatives import write
 from bids_epvs.models import parcellation
-from bids_epvs.prepare import fields
+from bids_epvs.prepare import fields, planes
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.prepare.regions import from_labels
 from bids_epvs.prepare.resample import resample
@@ -208,7 +208,7 @@ def imaged(
 ) -> nib.Nifti1Image:
     """One acquisition of the head, float32, in the head's millimetres, its field of view cut now and then."""
     protocol, axis = (draw or draw_protocol)(rng)
-    order = [a for a in range(3) if a != axis] + [axis]
+    order = planes.order(axis)
     turned = np.ascontiguousarray(np.transpose(labels, order))
     fine = look.table[turned]
     myelinated(rng, turned, fine, look.white)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -373,6 +374,8 @@ def test_reports_only_rebuilds_the_page(finished, simulated, quick, tmp_path):
     (out / "sub-01.html").unlink()
     assert go(simulated, out, "--config-file", quick, "--reports-only") == 0
     assert (out / "sub-01.html").read_bytes() == before
+    kept = logging.getLogger("bids_epvs").handlers
+    assert not any(isinstance(h, logging.FileHandler) for h in kept), "the log file of a run is closed at its end"
 
 
 def test_the_transform_file_is_itk_hdf5(finished):
