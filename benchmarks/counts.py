@@ -1,7 +1,8 @@
 """Counts of EPVS by region on simulated scans of heads that no method was made from: `cnn` against `gpunet`.
 
-``python benchmarks/counts.py LABELMAPS OUT`` draws T2w scans of the heads given with ``--subjects`` (isotropic and
-thick slices, mimics on; kept in OUT/examples), lets both networks count in their true regions, and writes
+``python benchmarks/counts.py LABELMAPS OUT`` draws T2w scans of the heads given with ``--subjects`` (isotropic, thick
+axial slices, thick coronal or sagittal ones, mimics on; kept in OUT/examples), lets both networks count in their true
+regions, and writes
 
 - ``numbers.tsv``: a row for each scan, method and region (both hemispheres);
 - ``counts.tsv``: Pearson's r, mean absolute error, ICC, concordance, bias, coverage of the 90 % interval, by resolution
@@ -22,8 +23,8 @@ import pandas as pd
 
 from bids_epvs.evaluate import numbers
 from bids_epvs.models import count, gpunet
-from bids_epvs.prepare.resample import THICK_MM
-from bids_epvs.synth import counts, examples
+from bids_epvs.prepare import planes
+from bids_epvs.synth import counts, examples, volumes
 from bids_epvs.train import count as training
 
 NETWORKS = {"cnn": count.network, "gpunet": gpunet.network}
@@ -36,36 +37,37 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--subjects", nargs="+", default=["05", "20"])
     parser.add_argument("--scenes", type=int, default=16)
+    parser.add_argument("--kinds", nargs="+", default=volumes.KINDS, choices=volumes.KINDS)
     parser.add_argument("--weights", nargs="*", default=[], metavar="NAME=FILE")
     args = parser.parse_args()
     heads = tuple(args.labelmaps / f"sub-{s}_dseg.nii.gz" for s in args.subjects)
-    true_regions = partial(counts.write_examples, off_mm=(0.0, 0.0))
+    true_regions = partial(counts.write_examples, off_mm=(0.0, 0.0), kinds=args.kinds)
     examples.generate(true_regions, heads, args.out / "examples", number=args.scenes, seed=777, nprocs=2)
     given = {name: Path(file) for name, file in (w.split("=", 1) for w in args.weights)}
     rows, speed = [], []
     for path in sorted((args.out / "examples").glob("example-*.npz")):
         regions = training.read(path)
-        slice_mm = next(iter(regions.values())).slice_mm
-        spacing = (0.5, 0.5, slice_mm)
+        first = next(iter(regions.values()))
+        kind = planes.kind((0.5, 0.5, first.slice_mm), turned=first.turned)
         for name, network in NETWORKS.items():
-            model, stored = network(given.get(name))
-            known = stored["thick" if slice_mm > THICK_MM else "thin"]
+            model, stored = network(given.get(name), turned=first.turned)
+            known = planes.of_kind(stored, kind) or {}
             found = {}
             for index, region in regions.items():
                 start = time.monotonic()
-                found[index] = float(count.calibrated(training.counted(model, region), known[region.name]))
+                found[index] = float(count.calibrated(training.counted(model, region), known.get(region.name, {})))
                 voxels = region.mask.size
                 speed.append(
                     {"model": name, "region": region.name, "voxels": voxels, "seconds": time.monotonic() - start}
                 )
-            for told in count.findings(found, stored, spacing):
+            for told in count.findings(found, known):
                 if told.hemisphere == "both":
                     true = sum(r.total for r in regions.values() if r.name == told.region)
                     rows.append(
                         {
                             **dict.fromkeys(numbers.COLUMNS, np.nan),
                             "label": path.stem,
-                            "resolution": "thick" if slice_mm > THICK_MM else "isotropic",
+                            "resolution": {"thin": "isotropic"}.get(kind, kind),
                             "model": name,
                             "region": told.region,
                             "count_visible": round(true),

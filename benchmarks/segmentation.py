@@ -1,9 +1,9 @@
 """Segmentation of EPVS on simulated brains of heads that no method was made from, for each combination of sequences.
 
-``python benchmarks/segmentation.py LABELMAPS OUT`` draws brains of the heads given with ``--subjects`` (isotropic and
-thick slices, mimics on), kept in OUT/examples, hands them with their true regions to ``unet`` with each of the eight
-combinations of Rashid et al. 2023 and to the other methods (with ``--tune EXAMPLES``, a folder of training examples of
-``bids_epvs-train unet``, also to those of `baselines`), and writes
+``python benchmarks/segmentation.py LABELMAPS OUT`` draws brains of the heads given with ``--subjects`` (isotropic,
+thick axial slices, thick coronal or sagittal ones; mimics on), kept in OUT/examples. Each goes with its true regions to
+``unet``, with each of the eight combinations of Rashid et al. 2023, and to the other methods (with ``--tune EXAMPLES``,
+a folder of training examples of ``bids_epvs-train unet``, also to those of `baselines`). It writes
 
 - ``sessions.tsv``: the measures of `bids_epvs.evaluate`, a row for each brain and method;
 - ``summary.tsv``: means, standard errors and agreement, by resolution;
@@ -18,13 +18,15 @@ import time
 from pathlib import Path
 
 import baselines
+import nibabel as nib
 import numpy as np
 import pandas as pd
 
 from bids_epvs.evaluate import cases, metrics, tables
 from bids_epvs.measure.lesions import VISIBLE, instances
 from bids_epvs.models import load, unet
-from bids_epvs.prepare.resample import THICK_MM, thickness
+from bids_epvs.prepare import planes
+from bids_epvs.prepare.resample import thickness
 from bids_epvs.records import Prepared
 from bids_epvs.settings import Settings
 from bids_epvs.synth import volumes
@@ -41,7 +43,9 @@ def prepared(stored: dict[str, np.ndarray], names: tuple[str, ...]) -> Prepared:
     x, y, z = (float(v) for v in stored["spacing"])
     hemisphere = np.where(stored["regions"] % 2 == 1, 1, 2).astype(np.uint8)
     shown = {n: images[n] for n in names}
-    return Prepared(shown, brain, stored["regions"], stored["csf"], (x, y, z), None, {}, hemisphere)  # type: ignore[arg-type]
+    grid = nib.Nifti1Image(np.broadcast_to(np.uint8(0), brain.shape), np.diag([x, y, z, 1.0]))
+    turned = bool(stored["turned"])
+    return Prepared(shown, brain, stored["regions"], stored["csf"], (x, y, z), grid, {}, hemisphere, turned=turned)
 
 
 def truth(stored: dict[str, np.ndarray]) -> metrics.Truth:
@@ -79,6 +83,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--subjects", nargs="+", default=["05", "20"])
     parser.add_argument("--scenes", type=int, default=6)
+    parser.add_argument("--kinds", nargs="+", default=volumes.KINDS, choices=volumes.KINDS)
     parser.add_argument("--others", nargs="*", default=["frangi"], help="methods beside unet")
     parser.add_argument("--tune", type=Path, metavar="EXAMPLES", help="training examples to tune baselines on")
     parser.add_argument("--tune-brains", type=int, default=8)
@@ -86,7 +91,7 @@ def main() -> None:
     parser.add_argument("--combinations", nargs="+", default=["+".join(c) for c in unet.COMBINATIONS])
     args = parser.parse_args()
     heads = tuple(args.labelmaps / f"sub-{s}_dseg.nii.gz" for s in args.subjects)
-    volumes.generate(heads, args.out / "examples", number=args.scenes, seed=777)
+    volumes.generate(heads, args.out / "examples", number=args.scenes, seed=777, kinds=args.kinds)
     ways = [("unet", tuple(c.split("+"))) for c in args.combinations] + [(m, ("T2w",)) for m in args.others]
     others = tuned(args.tune, args.tune_brains) if args.tune else {}
     ways += [(name, ("T2w",)) for name in others]
@@ -113,10 +118,10 @@ def main() -> None:
             figures = metrics.measures(
                 known, labels, score, session.spacing, where, seen=seen, calibrated=model == "unet"
             )
-            thick = max(session.spacing) > THICK_MM
+            kind = planes.kind(session.spacing, turned=session.turned)
             name = f"unet {'+'.join(names)}" if model == "unet" else model
             about = {"label": path.stem, "model": name, "slice_mm": session.spacing[2]}
-            split = {"resolution": "thick" if thick else "isotropic", "mimics": "with", "contrast": "unknown"}
+            split = {"resolution": {"thin": "isotropic"}.get(kind, kind), "mimics": "with", "contrast": "unknown"}
             rows.append({**about, **split, "region": "all", **figures, "interval_coverage": np.nan})
             for index, hit in seen.inside(where).hit.items():
                 row = {"kind": "EPVS", "index": index, "found": hit, "resolution": split["resolution"]}

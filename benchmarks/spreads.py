@@ -9,7 +9,15 @@ The packaged file comes from twenty thick sessions of the packaged head and five
     python benchmarks/spreads.py bids_epvs/data/weights/spreads.json \\
         --sessions A/derivatives/truth OUT_A --sessions B/derivatives/truth OUT_B
 
-Both runs were made with a ``spreads.json`` that held ``{}``.
+and for coronal and sagittal slices from twelve sessions of the packaged head and four of heads 12 and 17::
+
+    bids_epvs-simulate C --subjects 6 --seed 12 --protocol coronal --contrasts T2w
+    bids_epvs-simulate S --subjects 6 --seed 13 --protocol sagittal --contrasts T2w
+    bids_epvs-simulate D --labelmaps HELD_OUT_HEADS --subjects 2 --seed 32 --protocol coronal --contrasts T2w
+    bids_epvs-simulate E --labelmaps HELD_OUT_HEADS --subjects 2 --seed 33 --protocol sagittal --contrasts T2w
+
+All runs were made with a ``spreads.json`` that held ``{}``. Kinds of slices that the sessions given do not have stay in
+the file as they are.
 
 Coverage is only honest where the app did not know the spreads of the weights it ran with: otherwise the intervals
 that are left out have been widened with them already. Empty the packaged file before the runs.
@@ -27,10 +35,10 @@ from bids_epvs.derivatives import write
 from bids_epvs.evaluate import cases
 from bids_epvs.measure import spread
 from bids_epvs.models import MODELS, load
-from bids_epvs.prepare.resample import thickness
+from bids_epvs.prepare import planes
 
 FEWEST = 10
-"""Sessions with thick (or thin) slices below which all sessions of a method are taken together."""
+"""Sessions of one kind of slices below which axial sessions, thick and thin, are taken together."""
 
 
 def counts(case: cases.Case) -> pd.DataFrame:
@@ -41,7 +49,7 @@ def counts(case: cases.Case) -> pd.DataFrame:
     keys = ["region", "hemisphere"]
     joined = found.merge(truth[[*keys, "count"]].rename(columns={"count": "truth"}), on=keys)
     known = cases.read_truth(case)
-    return joined.assign(label=case.label, slices=thickness(known.spacing)).dropna(subset=["count", "truth"])
+    return joined.assign(label=case.label, slices=planes.kind(known.spacing)).dropna(subset=["count", "truth"])
 
 
 def covered(own: pd.DataFrame) -> dict[str, float]:
@@ -66,15 +74,23 @@ def main() -> None:
         [counts(case).assign(set=k) for k, pair in enumerate(args.sessions) for case in cases.find(*pair)]
     )
     table["label"] = table["set"].astype(str) + "/" + table["label"]
-    out: dict[str, dict] = {}
+    out: dict[str, dict] = json.loads(args.out.read_text()) if args.out.exists() else {}
     for model, every in table.groupby("model", sort=False):
         weights = load(str(model)).weights if model in MODELS else None
         if weights is None or every["label"].nunique() < FEWEST:
             continue
-        kinds = {k: own if own["label"].nunique() >= FEWEST else every for k, own in every.groupby("slices")}
+        axial = every[every["slices"] != "turned"]
+        several = {str(k): own["label"].nunique() >= FEWEST for k, own in every.groupby("slices")}
+        kinds = {k: every[every["slices"] == k] if s else axial for k, s in several.items() if s or k != "turned"}
         found = {k: spread.measured(own) for k, own in kinds.items()}
         held = {k: covered(own) for k, own in kinds.items()}
-        out[str(model)] = {"WeightsSHA256": weights.sha256, **found, "CoverageLeaveOneOut": held}
+        before = out.get(str(model), {})
+        out[str(model)] = {
+            **before,
+            "WeightsSHA256": sorted({weights.of(turned=t).sha256 for t in (False, True)}),
+            **found,
+            "CoverageLeaveOneOut": {**before.get("CoverageLeaveOneOut", {}), **held},
+        }
     write.text(args.out, json.dumps(out, indent=2) + "\n")
     print(json.dumps(out, indent=1))
 

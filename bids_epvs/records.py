@@ -162,6 +162,8 @@ class Prepared:
         Expected Dice of each region, by its full name; empty where no network found them.
     notes : tuple of str
         Quality warnings.
+    turned : bool
+        Slices are coronal or sagittal and lie along the third axis (`planes.in_slices`), which is then not S.
     """
 
     images: Mapping[str, np.ndarray]
@@ -174,6 +176,7 @@ class Prepared:
     hemisphere: np.ndarray
     confidence: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    turned: bool = False
 
     @property
     def reference(self) -> str:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from bids_epvs.derivatives import write
 from bids_epvs.errors import EpvsError, NothingToDoError, UsageError
+from bids_epvs.synth.volumes import KINDS
 
 if TYPE_CHECKING:
     from bids_epvs.models.spec import Weights
@@ -57,7 +58,8 @@ def parser() -> argparse.ArgumentParser:
         help="segmentation of EPVS from any of T2w, T1w, FLAIR, SWI",
         description=f"Simulate heads with EPVS and train the segmentation network. {_RESUMES}",
     )
-    _common(one, examples=(60, "two brains each"), judges=4, steps=6000, batch=(16, "crops of slices"), rate=2e-3)
+    _common(one, examples=(60, "a brain of each kind"), judges=4, steps=6000, batch=(16, "crops of slices"), rate=2e-3)
+    _kinds(one)
     one.add_argument(
         "--truth",
         type=Path,
@@ -72,7 +74,10 @@ def parser() -> argparse.ArgumentParser:
             help=f"number of EPVS in a region, {text}",
             description=f"Simulate T2w scans and train the network that counts the EPVS of a region. {_RESUMES}",
         )
-        _common(one, examples=(120, "two scans each"), judges=12, steps=5000, batch=(8, "blocks of regions"), rate=3e-3)
+        _common(
+            one, examples=(120, "a scan of each kind"), judges=12, steps=5000, batch=(8, "blocks of regions"), rate=3e-3
+        )
+        _kinds(one)
         _on_scores(one, region=True)
     one = which.add_parser(
         "rating2d",
@@ -151,6 +156,18 @@ def _by_the_clock(one: argparse.ArgumentParser, *before: str) -> None:
         )
 
 
+def _kinds(one: argparse.ArgumentParser) -> None:
+    """Which scans of each simulated head."""
+    one.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=KINDS,
+        default=list(KINDS),
+        help="scans of each simulated head: research (isotropic), clinical (thick axial slices), turned (thick coronal "
+        "or sagittal ones); default: all three",
+    )
+
+
 def _on_scores(one: argparse.ArgumentParser, *, region: bool = False) -> None:
     """Options of networks that learn from one number a session."""
     one.add_argument(
@@ -191,6 +208,8 @@ def train(args: argparse.Namespace) -> None:
         stream(args, heads, judges, about)
         return
     simulate, learn, packaged = parts(args.model)
+    if hasattr(args, "kinds"):
+        simulate = partial(simulate, kinds=tuple(args.kinds))
     simulate(tuple(judges.values()), args.out / "held-out", number=args.judges, seed=args.seed + 98, nprocs=args.nprocs)
     simulate(tuple(heads.values()), args.out / "examples", number=args.examples, seed=args.seed, nprocs=args.nprocs)
     _learn(args, args.out, learn, packaged, about)

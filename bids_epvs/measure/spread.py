@@ -19,15 +19,21 @@ from bids_epvs.models.count import interval, root
 
 @cache
 def packaged() -> Mapping[str, Mapping]:
-    """By method: ``WeightsSHA256`` of the network it was measured with, and for ``thick`` and ``thin`` the regions."""
+    """By method: ``WeightsSHA256`` of the networks it was measured with, and for each kind of slices the regions."""
     path = files("bids_epvs.data.weights").joinpath("spreads.json")
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def known(model: str, sha256: str, slices: str) -> Mapping[str, Mapping[str, float]]:
-    """``spread`` and ``spread_both`` of each region; empty for other weights than those that were measured."""
+    """``spread`` and ``spread_both`` of each region; empty for other weights than those that were measured.
+
+    `slices` is their `planes.kind`; where coronal and sagittal ones were not measured, axial ones of their thickness
+    count.
+    """
     own = packaged().get(model, {})
-    return own.get(slices, {}) if sha256 and own.get("WeightsSHA256") == sha256 else {}
+    if not sha256 or sha256 not in own.get("WeightsSHA256", ()):
+        return {}
+    return own.get(slices) or (own.get("thick", {}) if slices == "turned" else {})
 
 
 def measured(counts: pd.DataFrame) -> dict[str, dict[str, float]]:

@@ -17,10 +17,9 @@ import numpy as np
 
 from bids_epvs.models import weights
 from bids_epvs.models.spec import ModelSpec, Weights, recorded
-from bids_epvs.prepare import crops
+from bids_epvs.prepare import crops, planes
 from bids_epvs.prepare.crops import Crop
 from bids_epvs.prepare.regions import REGIONS
-from bids_epvs.prepare.resample import thickness
 from bids_epvs.records import Finding, Prediction, Prepared
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def densities(
     """
     import keras
 
-    known = stored.get(thickness(prepared.spacing), {})
+    known = settled(stored, prepared)
     out = {}
     shown = sides(prepared.regions, prepared.images["T2w"], prepared.csf, prepared.spacing)
     for index, own in shown.items():
@@ -156,9 +155,16 @@ def interval(count: float, spread: float) -> tuple[float, float]:
     return max(0.0, float(np.floor(low + 0.5))), float(np.ceil(max(high, 0.0)))
 
 
-def findings(counts: Mapping[int, float], stored: Mapping[str, Any], spacing: Sequence[float]) -> tuple[Finding, ...]:
-    """Counts with their intervals by region and hemisphere; a hemisphere that the scan does not show is left out."""
-    known = stored.get(thickness(spacing), {})
+def settled(stored: Mapping[str, Any], prepared: Prepared) -> Mapping[str, Mapping[str, float]]:
+    """The calibration of each region for the slices of a session (`planes.of_kind`)."""
+    return planes.of_kind(stored, planes.kind(prepared.spacing, turned=prepared.turned)) or {}
+
+
+def findings(counts: Mapping[int, float], known: Mapping[str, Mapping[str, float]]) -> tuple[Finding, ...]:
+    """Counts with their intervals by region and hemisphere; a hemisphere that the scan does not show is left out.
+
+    `known` has the spreads of each region, such as from `settled`.
+    """
     out = []
     for name in COUNTED:
         own = {REGIONS[k].side.lower(): n for k, n in counts.items() if REGIONS[k].name == name}
@@ -181,11 +187,11 @@ def predictor(
 
     def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
         """Counts of one session from its T2w."""
-        model, stored = network(parameters.get("weights"))
+        model, stored = network(parameters.get("weights"), turned=prepared.turned)
         found = densities(model, prepared, stored)
         record = recorded(parameters)
-        record["calibration"] = stored.get(thickness(prepared.spacing), {})
-        said = findings({k: n for k, (n, _, _) in found.items()}, stored, prepared.spacing)
+        known = record["calibration"] = settled(stored, prepared)
+        said = findings({k: n for k, (n, _, _) in found.items()}, known)
         notes = () if found else ("no region is in the scan",)
         made = None
         if name == "gpunet":
@@ -200,7 +206,7 @@ def predictor(
 
 WEIGHTS = Weights(
     file="cnn.npz",
-    sha256="07dd6da55765beb85cf5bcb50a1aabf36bcd3145ee76fc420e33528d3624d72a",
+    sha256="11c49b8df1283335a42d3dfbb05d9ad0aff46f4541ec5465ed9bce09abd3035c",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see cnn.json beside the weights)",
 )
@@ -219,6 +225,7 @@ COMMON = (
     "The loss compares square roots of counts.",
     "8 and 16 filters instead of 32 and 64, batch normalisation; intensities scaled from white matter to fluid of the "
     "scan and not between the extremes of the region.",
+    "Trained on isotropic scans and thick axial slices; counts on coronal and sagittal ones are calibrated apart.",
     "The centrum semiovale is the white matter above the lateral ventricles, not the neighbourhood of one slice.",
 )
 network = weights.network_of("cnn", build, WEIGHTS)

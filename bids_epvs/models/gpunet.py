@@ -39,7 +39,7 @@ def build(widths: tuple[int, ...] = WIDTHS) -> keras.Model:
 
 WEIGHTS = Weights(
     file="gpunet.npz",
-    sha256="6ba3560c138a29744997a4125cf0bc780a84237efa974b974c6895c0fc3c8ff7",
+    sha256="19fee9c2d486645a64c2ed3a49650a605ac32c18c5abe0061f574176d4093422",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see gpunet.json beside the weights)",
 )

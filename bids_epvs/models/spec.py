@@ -24,6 +24,8 @@ class Weights:
         Terms, and the data in words.
     metrics : mapping
         Held-out figures.
+    turned : Weights, optional
+        Parameters of the same network for thick coronal and sagittal slices (`planes.kind`).
     """
 
     file: str
@@ -31,6 +33,11 @@ class Weights:
     licence: str
     trained_on: str
     metrics: Mapping[str, float] = field(default_factory=dict)
+    turned: Weights | None = None
+
+    def of(self, *, turned: bool) -> Weights:
+        """Those for slices as they are."""
+        return self.turned if turned and self.turned else self
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from scipy import special
 
 from bids_epvs.models import pieces, weights
 from bids_epvs.models.spec import ModelSpec, Weights, recorded
+from bids_epvs.prepare import planes
 from bids_epvs.prepare.intensity import fluid_step
 from bids_epvs.prepare.regions import NAMES, WHITE_MATTER, beyond
-from bids_epvs.prepare.resample import bounding_box, thickness
+from bids_epvs.prepare.resample import bounding_box
 from bids_epvs.records import Prediction, Prepared
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ WEIGHTS = Weights(
     sha256="89b392a9736d62d61e811258c6b60438eb9adb87d65c8cdeb1dbb565c1ff30f0",
     licence="Apache-2.0",
     trained_on="simulated brains of twelve label maps (see unet.json beside the weights)",
+    turned=Weights(
+        file="unet_turned.npz",
+        sha256="a13a15668a2f97c580d3c51ad4318d6d4d9caa4f5be9332789993b1e6d8706dd",
+        licence="Apache-2.0",
+        trained_on="thick coronal and sagittal slices of the same heads (see unet_turned.json beside the weights)",
+    ),
 )
 SEQUENCES = ("T2w", "T1w", "FLAIR", "SWI")
 """Channels, in this order."""
@@ -179,9 +186,12 @@ def probabilities(logit: np.ndarray, calibration: Mapping[str, float]) -> np.nda
     return special.expit(calibration["slope"] * logit + calibration["offset"]).astype(np.float32)
 
 
-def calibrated(stored: Mapping[str, Any], names: Sequence[str], spacing: Sequence[float]) -> Mapping[str, float]:
-    """Slope, offset, threshold and extent for a combination of sequences; without an entry that of its first one."""
-    table = stored[thickness(spacing)]
+def calibrated(stored: Mapping[str, Any], names: Sequence[str], slices: str) -> Mapping[str, float]:
+    """Slope, offset, threshold and extent for a combination of sequences; without an entry that of its first one.
+
+    `slices` is their `planes.kind`; without an entry the nearest one counts (`planes.of_kind`).
+    """
+    table = planes.of_kind(stored, slices) or {}
     return table.get("+".join(names)) or table[names[0] if names[0] in table else "T2w"]
 
 
@@ -198,8 +208,8 @@ def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
         the regions, but for the EPVS in `mask` that run on there, for ``beyond_mm`` at most.
     """
     names = tuple(name for name in SEQUENCES if name in prepared.images)
-    model, stored = network(parameters.get("weights"))
-    used = calibrated(stored, names, prepared.spacing)
+    model, stored = network(parameters.get("weights"), turned=prepared.turned)
+    used = calibrated(stored, names, planes.kind(prepared.spacing, turned=prepared.turned))
     inside = (prepared.regions > 0) & ~prepared.csf
     if not inside.any():
         nothing = np.zeros(inside.shape, np.float32)
@@ -247,5 +257,6 @@ SPEC = ModelSpec(
         "EPVS found in a region are followed out of it, for 2.5 mm at most (parameter beyond_mm).",
         "The threshold makes the mean count right on held-out simulated brains, apart for thin and thick slices; EPVS "
         "found with it are then thinned to a higher one, which makes the volume of masks right.",
+        "Thick coronal and sagittal slices have weights and thresholds of their own.",
     ),
 )

@@ -190,18 +190,21 @@ def network_of(
 ) -> Callable[..., tuple[keras.Model, Mapping[str, Any]]]:
     """A function from a file (or nothing: the packaged one) to a method's network and its calibration; see `restored`.
 
-    What it has read once it keeps.
+    What it has read once it keeps. ``turned=True`` asks for the packaged parameters for coronal and sagittal slices.
     """
 
     @cache
-    def network(file: Path | None = None) -> tuple[keras.Model, Mapping[str, Any]]:
-        what = f"the network {name}"
-        model, path = restored(build, packaged, file, what=what, instead="choose --models frangi")
+    def read(file: Path | None, turned: bool) -> tuple[keras.Model, Mapping[str, Any]]:
+        own = packaged.of(turned=turned)
+        model, path = restored(build, own, file, what=f"the network {name}", instead="choose --models frangi")
         return model, calibration(path)
+
+    def network(file: Path | None = None, *, turned: bool = False) -> tuple[keras.Model, Mapping[str, Any]]:
+        return read(file, turned and file is None and packaged.turned is not None)
 
     return network
 
 
-def identity(weights: Weights, file: Path | None = None) -> str:
-    """SHA-256 of the parameters a method uses, packaged or its user's: part of the key under which results are kept."""
-    return digest(file) if file else weights.sha256
+def identity(weights: Weights, file: Path | None = None, *, turned: bool = False) -> str:
+    """SHA-256 of the parameters a method uses, packaged or its user's; `turned`: for coronal and sagittal slices."""
+    return digest(file) if file else weights.of(turned=turned).sha256

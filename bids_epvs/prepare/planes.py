@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from bids_epvs.prepare.resample import slice_axis
+from bids_epvs.prepare.resample import slice_axis, thickness
 from bids_epvs.records import Prediction, Prepared
 
+Figures = TypeVar("Figures")
 AXIAL = 2
 """The axis across axial slices."""
 NAMES = ("sagittal", "coronal", "axial")
 """Slices across each axis."""
+NEAREST = {
+    "thin": ("thin", "thick", "turned"),
+    "thick": ("thick", "turned", "thin"),
+    "turned": ("turned", "thick", "thin"),
+}
+"""Each kind of slices (`kind`), and those whose figures take the place of its own where these are missing."""
 
 
 def sliced(array: np.ndarray, axis: int) -> np.ndarray:
@@ -61,6 +68,27 @@ def along_slices(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarra
     return turned
 
 
+def kind(spacing: Sequence[float], *, turned: bool = False) -> str:
+    """``thin``, ``thick`` (axial) or ``turned`` (thick and coronal or sagittal) slices.
+
+    Parameters
+    ----------
+    spacing : sequence of float
+        mm along R, A, S; with `turned` as `turned_spacing` gives them.
+    turned : bool
+        `Prepared.turned`.
+
+    >>> kind((0.5, 0.5, 4.0)), kind((1.0, 1.0, 1.0)), kind((4.0, 0.6, 0.6)), kind((0.6, 0.6, 4.0), turned=True)
+    ('thick', 'thin', 'turned', 'turned')
+    """
+    return "turned" if turned or slice_axis(spacing) != AXIAL else thickness(spacing)
+
+
+def of_kind(stored: Mapping[str, Figures], wanted: str) -> Figures | None:
+    """What is stored for a kind of slices, or for the `NEAREST` that there is; None where there is nothing."""
+    return next((stored[name] for name in NEAREST[wanted] if name in stored), None)
+
+
 def in_slices(prepared: Prepared) -> Prepared:
     """A session with its slices along the third axis; without rating slices where these are not axial."""
     axis = slice_axis(prepared.spacing)
@@ -79,6 +107,7 @@ def in_slices(prepared: Prepared) -> Prepared:
         hemisphere=turn(prepared.hemisphere),
         spacing=turned_spacing(prepared.spacing, axis),
         slices={},
+        turned=True,
     )
 
 

@@ -79,8 +79,8 @@ def plane_note(spacing: tuple[float, ...]) -> tuple[str, ...]:
     axis = slice_axis(spacing)
     if axis == planes.AXIAL:
         return ()
-    text = f"slices are {planes.NAMES[axis]} ({spacing[axis]:.1f} mm): the methods have learnt from axial ones"
-    fewer = "on simulated slices of 4 mm unet counts up to 30 % fewer EPVS than on axial ones, gpunet, cnn 20 to 50 %"
+    text = f"slices are {planes.NAMES[axis]} ({spacing[axis]:.1f} mm): fewer EPVS show than on axial ones"
+    fewer = "on simulated slices of 4 mm methods count up to 30 % fewer"
     return (f"{text}; {fewer}; visual ratings mean axial slices",)
 
 

@@ -16,8 +16,9 @@ from bids_epvs.inputs.query import find_segmentation
 from bids_epvs.measure import lesions as measure_lesions
 from bids_epvs.measure import ratings, spread
 from bids_epvs.models import MODELS, load
+from bids_epvs.prepare import planes
 from bids_epvs.prepare.regions import NAMES
-from bids_epvs.prepare.resample import thickness, to_canonical
+from bids_epvs.prepare.resample import to_canonical
 from bids_epvs.records import Prepared, Scan
 from bids_epvs.report import boilerplate, subject
 from bids_epvs.report.subject import View
@@ -95,7 +96,7 @@ def _measure(scan: Scan, settings: Settings, name: str, prepared: Prepared) -> t
     if "findings" in files:
         summary = ratings.merged(summary, write.read_table(files["findings"]), marks="instances" in files)
     if not find_segmentation(scan, settings.derivatives):  # errors were measured with regions of the app
-        errors = spread.known(name, about.get("WeightsSHA256", ""), thickness(prepared.spacing))
+        errors = spread.known(name, about.get("WeightsSHA256", ""), planes.kind(prepared.spacing))
         summary = spread.widened(summary, errors)
     return lesion, summary
 

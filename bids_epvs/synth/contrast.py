@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import fft, ndimage
 
+from bids_epvs.prepare import planes
 from bids_epvs.prepare.fields import smooth_field
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.synth.anatomy import FLOW_VOID, LACUNE, LACUNE_RIM, WMH_LEFT, WMH_RIGHT
@@ -88,7 +89,17 @@ DEEPEST = 3.0
 
 
 def draw_protocol(rng: np.random.Generator, kind: str) -> Protocol:
-    """A random protocol: ``research`` (isotropic), ``clinical`` (thick slices) or ``mixed`` (one of both)."""
+    """A random protocol.
+
+    Parameters
+    ----------
+    rng : Generator
+    kind : str
+        ``research`` (isotropic), ``clinical`` (thick axial slices), ``mixed`` (one of both), ``coronal`` or
+        ``sagittal`` (thick ones too).
+    """
+    if kind in planes.NAMES[: planes.AXIAL]:
+        return turned(draw_protocol(rng, "clinical"), planes.NAMES.index(kind))
     if kind == "mixed":
         kind = ("research", "clinical")[int(rng.integers(2))]
     tesla = float(rng.choice([1.5, 3.0]))
@@ -109,6 +120,13 @@ def draw_protocol(rng: np.random.Generator, kind: str) -> Protocol:
         motion_mm=round(float(rng.exponential(0.3) * (rng.random() < 0.4)), 2),
         depth=round(float(np.exp(rng.uniform(0, np.log(DEEPEST)))), 2),
     )
+
+
+def turned(protocol: Protocol, axis: int) -> Protocol:
+    """A protocol of axial slices with them across another axis."""
+    side, _, distance = protocol.spacing
+    x, y, z = (distance if a == axis else side for a in range(3))
+    return replace(protocol, spacing=(x, y, z))
 
 
 def draw_means(rng: np.random.Generator, contrast: str, tesla: float = 3.0) -> dict[str, float]:

@@ -2,11 +2,14 @@
 
 The aqueduct is left out of the midbrain, as the app does. `generate` (called by ``bids_epvs-train cnn`` and ``gpunet``)
 writes ``example-00000.npz`` and on: every counted region and hemisphere of one scan as the app hands it to the
-network, isotropic and with thick slices in turn.
+network: isotropic, with thick axial slices, and with thick coronal or sagittal ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,10 @@ from scipy import ndimage
 from bids_epvs.derivatives import write
 from bids_epvs.measure.lesions import VISIBLE
 from bids_epvs.models import count
-from bids_epvs.prepare import crops, fields
+from bids_epvs.prepare import crops, fields, planes
 from bids_epvs.prepare.aqueduct import aqueduct
 from bids_epvs.prepare.crops import Crop
+from bids_epvs.prepare.resample import slice_axis
 from bids_epvs.synth import examples, scene, tubes, volumes
 from bids_epvs.synth.examples import Task
 from bids_epvs.synth.scene import Scene
@@ -52,18 +56,22 @@ def example(
         For each index of `REGIONS` that is counted: ``image_<i>`` (uint8, `crops.as_bytes`),
         ``soft_<i>`` (uint8), ``mask_<i>`` (bool), ``at_<i>`` (int16, (n, 3) voxels) and ``share_<i>`` (float32, (n,)):
         points of EPVS and the part of one EPVS that each stands for; ``count_<i>``, the number of EPVS in the true
-        region; ``spacing``.
+        region; ``spacing``; ``turned``. Slices lie along the third axis, as in `volumes.example`.
     """
     shot = volumes.t2w(rng, made, kind)
     spacing = shot.protocol.spacing
     fraction, index = made.fraction(spacing)
     peak = ndimage.maximum(fraction, index, np.arange(1, len(made.tubes) + 1)) if made.tubes else []
     seen = [t for t, p in zip(made.tubes, np.atleast_1d(peak), strict=True) if p >= VISIBLE]
-    out: dict[str, Any] = {"spacing": np.array(spacing, np.float32)}
     found = np.where(shot.brain, regions_off(rng, made, spacing, float(rng.uniform(*off_mm))), 0)
     found[aqueduct(shot.image, found, made.head.to_template @ shot.affine, spacing, shot.level)] = 0
-    for number, own in count.sides(found, shot.image, shot.csf, spacing).items():
-        at, share = points(seen, number, own, shot.affine[:3, 3])
+    axis = slice_axis(spacing)
+    found, image, csf = (planes.sliced(a, axis) for a in (found, shot.image, shot.csf))
+    spacing, order = planes.turned_spacing(spacing, axis), planes.order(axis)
+    moved = [replace(t, points=t.points[:, order]) for t in seen]
+    out: dict[str, Any] = {"spacing": np.array(spacing, np.float32), "turned": np.bool_(axis != planes.AXIAL)}
+    for number, own in count.sides(found, image, csf, spacing).items():
+        at, share = points(moved, number, own, shot.affine[order, 3])
         out[f"count_{number}"] = np.float32(sum(t.region == number for t in seen))
         out[f"image_{number}"] = crops.as_bytes(own.image)
         out[f"soft_{number}"] = np.rint(own.soft * 255).astype(np.uint8)
@@ -107,9 +115,9 @@ def points(found: list[tubes.Tube], number: int, own: Crop, origin: np.ndarray) 
     return np.concatenate(at), np.concatenate(share)
 
 
-def write_examples(task: Task, *, off_mm: tuple[float, float] = OFF_MM) -> None:
-    """Write the two examples of a scene, unless they are there."""
-    targets = volumes.targets(task)
+def write_examples(task: Task, *, off_mm: tuple[float, float] = OFF_MM, kinds: Sequence[str] = volumes.KINDS) -> None:
+    """Write the examples of a scene, unless they are there."""
+    targets = volumes.targets(task, kinds)
     if all(path.exists() for path in targets.values()):
         return
     rng = task.rng()
@@ -121,6 +129,14 @@ def write_examples(task: Task, *, off_mm: tuple[float, float] = OFF_MM) -> None:
         write.arrays(path, example(rng, made, kind, off_mm=off_mm), compressed=False)
 
 
-def generate(heads: tuple[Path, ...], out: Path, *, number: int, seed: int = 0, nprocs: int = 2) -> None:
-    """Write two examples (isotropic, thick slices) of each of `number` scenes; raises as `examples.generate`."""
-    examples.generate(write_examples, heads, out, number=number, seed=seed, nprocs=nprocs)
+def generate(
+    heads: tuple[Path, ...],
+    out: Path,
+    *,
+    number: int,
+    seed: int = 0,
+    nprocs: int = 2,
+    kinds: Sequence[str] = volumes.KINDS,
+) -> None:
+    """Write an example of each kind (`volumes.KINDS`) of each of `number` scenes; raises as `examples.generate`."""
+    examples.generate(partial(write_examples, kinds=kinds), heads, out, number=number, seed=seed, nprocs=nprocs)

@@ -31,7 +31,7 @@ from bids_epvs.prepare.resample import slice_axis
 from bids_epvs.records import Scan
 from bids_epvs.synth import anatomy, contrast, mimics, scene, tubes
 
-PROTOCOLS = ("clinical", "mixed", "research")
+PROTOCOLS = ("clinical", "mixed", "research", "coronal", "sagittal")
 _NOTE = "simulated: no person was scanned"
 VISIBLE = 0.25
 """Share of a voxel that an EPVS must fill to be counted in a slice."""
@@ -387,7 +387,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("out", type=Path, help="new directory for the dataset")
     p.add_argument("--subjects", type=int, default=4, metavar="N")
     p.add_argument("--seed", type=int, default=0, metavar="S")
-    p.add_argument("--protocol", choices=PROTOCOLS, default="clinical", help="thick slices, isotropic, or both")
+    p.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default="clinical",
+        help="thick axial slices, isotropic, both, or thick coronal or sagittal slices",
+    )
     p.add_argument("--contrasts", nargs="+", choices=list(contrast.MEANS), default=["T2w"], metavar="C")
     p.add_argument("--burden", choices=list(tubes.BURDENS), help="by default low, mid and high in turn")
     p.add_argument("--no-mimics", action="store_true", help="no lesions, lacunes and vessels")

@@ -2,13 +2,15 @@
 
 `generate` (called by ``bids_epvs-train unet``) writes ``example-00000.npz`` and on: brains as the app hands them to
 the network (aligned to the T2w, normalised, skull-stripped), each a new deformation of a head with its own lesions,
-vessels, EPVS and protocols, isotropic and with thick slices in turn.
+vessels, EPVS and protocols: isotropic, with thick axial slices, and with thick coronal or sagittal ones. Arrays lie
+with their slices along the third axis (`prepare.planes`), as the app turns them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +21,11 @@ from scipy import ndimage
 
 from bids_epvs.derivatives import write
 from bids_epvs.models import unet
+from bids_epvs.prepare import planes
 from bids_epvs.prepare.intensity import Levels, large_fluid, levels
 from bids_epvs.prepare.labels import ATLAS_LABELS
 from bids_epvs.prepare.regions import WHITE_MATTER
-from bids_epvs.prepare.resample import bounding_box, resample
+from bids_epvs.prepare.resample import bounding_box, resample, slice_axis
 from bids_epvs.synth import anatomy, contrast, examples, scene
 from bids_epvs.synth.anatomy import Anatomy
 from bids_epvs.synth.contrast import Protocol
@@ -32,6 +35,10 @@ from bids_epvs.synth.scene import Look, Scene
 FINE_MM = 0.5
 BURDENS = {"any": 0.7, "elderly": 0.15, "low": 0.15}
 """How often each of `tubes.BURDENS` is drawn."""
+KINDS = ("research", "clinical", "turned")
+"""Examples of a scene: `contrast.draw_protocol`, and ``clinical`` slices that are not axial."""
+CORONAL = 0.6
+"""Share of these that are coronal; the others are sagittal."""
 VARIATION = 0.08
 """Standard deviation of the logarithm of each tissue's intensity, on top of `contrast.draw_means`."""
 RESIDUAL_BIAS = 0.35
@@ -62,9 +69,14 @@ def draw_look(rng: np.random.Generator, name: str, *, strength: float, tesla: fl
 
 
 def draw_protocol(rng: np.random.Generator, kind: str) -> Protocol:
-    """A protocol whose coil field has been corrected, but not quite."""
-    drawn = contrast.draw_protocol(rng, kind)
-    return replace(drawn, bias=drawn.bias * RESIDUAL_BIAS)
+    """A protocol (one of `KINDS`) whose coil field has been corrected, but not quite."""
+    drawn = contrast.draw_protocol(rng, "clinical" if kind == "turned" else kind)
+    drawn = replace(drawn, bias=drawn.bias * RESIDUAL_BIAS)
+    return (
+        contrast.turned(drawn, planes.NAMES.index("coronal" if rng.random() < CORONAL else "sagittal"))
+        if kind == "turned"
+        else drawn
+    )
 
 
 def sequence(
@@ -125,14 +137,14 @@ def t2w(rng: np.random.Generator, made: Scene, kind: str) -> Shot:
 
 
 def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
-    """One brain.
+    """One brain, its slices along the third axis.
 
     Returns
     -------
     dict
-        ``images`` (uint8, X, Y, Z, sequences; `unet.RANGE` over 0-255), ``fraction`` (uint8, 255 = filled by EPVS),
+        ``images`` (uint8, X, Y, slices, sequences; `unet.RANGE` over 0-255), ``fraction`` (uint8, 255: full of EPVS),
         ``regions`` (uint8), ``index`` (uint16, the EPVS that fills most of a voxel), ``csf`` (bool), ``spacing``,
-        ``diameter_mm`` (of each EPVS).
+        ``turned``, ``diameter_mm`` (of each EPVS).
     """
     first = draw_protocol(rng, kind)
     shape, affine = made.grid(first.spacing)
@@ -153,13 +165,20 @@ def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
         scaled = unet.normalised(images[name][box], brain[box], (white & ~csf)[box], csf[box], name)
         stack.append(np.where(brain[box], scaled * _jitter(rng), low))
     fraction, index = made.fraction(first.spacing)
+    axis = slice_axis(first.spacing)
+
+    def turn(array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(planes.sliced(array, axis))
+
+    bytes_ = [np.rint((np.clip(s, low, high) - low) / (high - low) * 255).astype(np.uint8) for s in stack]
     return {
-        "images": np.rint((np.clip(np.stack(stack, axis=-1), low, high) - low) / (high - low) * 255).astype(np.uint8),
-        "fraction": np.rint(fraction[box] * 255).astype(np.uint8),
-        "index": index[box].astype(np.uint16),
-        "regions": regions[box],
-        "csf": csf[box],
-        "spacing": np.array(first.spacing, np.float32),
+        "images": np.stack([turn(b) for b in bytes_], axis=-1),
+        "fraction": turn(np.rint(fraction[box] * 255).astype(np.uint8)),
+        "index": turn(index[box].astype(np.uint16)),
+        "regions": turn(regions[box]),
+        "csf": turn(csf[box]),
+        "spacing": np.array(planes.turned_spacing(first.spacing, axis), np.float32),
+        "turned": np.bool_(axis != planes.AXIAL),
         "diameter_mm": np.array([t.diameter_mm for t in made.tubes], np.float32),
     }
 
@@ -169,23 +188,31 @@ def _jitter(rng: np.random.Generator) -> np.float32:
     return np.float32(np.exp(rng.normal(0, 0.06)))
 
 
-def targets(task: Task) -> dict[str, Path]:
+def targets(task: Task, kinds: Sequence[str] = KINDS) -> dict[str, Path]:
     """File of each kind of example of a scene."""
-    return {kind: task.path(2 * task.number + k) for k, kind in enumerate(("research", "clinical"))}
+    return {kind: task.path(len(kinds) * task.number + k) for k, kind in enumerate(kinds)}
 
 
-def write_examples(task: Task) -> None:
+def write_examples(task: Task, *, kinds: Sequence[str] = KINDS) -> None:
     """Write the examples of a scene, unless they are there."""
-    if all(path.exists() for path in targets(task).values()):
+    if all(path.exists() for path in targets(task, kinds).values()):
         return
     rng = task.rng()
     burden = str(rng.choice(list(BURDENS), p=list(BURDENS.values())))
     age = float(rng.uniform(45, 92))
     made = scene.build(rng, fine_head(task.head), burden=burden, age=age, fine_mm=FINE_MM)
-    for kind, path in targets(task).items():
+    for kind, path in targets(task, kinds).items():
         write.arrays(path, example(rng, made, kind), compressed=False)
 
 
-def generate(heads: tuple[Path, ...], out: Path, *, number: int, seed: int = 0, nprocs: int = 2) -> None:
-    """Write two examples (isotropic, thick slices) of each of `number` scenes; raises as `examples.generate`."""
-    examples.generate(write_examples, heads, out, number=number, seed=seed, nprocs=nprocs)
+def generate(
+    heads: tuple[Path, ...],
+    out: Path,
+    *,
+    number: int,
+    seed: int = 0,
+    nprocs: int = 2,
+    kinds: Sequence[str] = KINDS,
+) -> None:
+    """Write an example of each kind (`KINDS`) of each of `number` scenes; raises as `examples.generate`."""
+    examples.generate(partial(write_examples, kinds=kinds), heads, out, number=number, seed=seed, nprocs=nprocs)

@@ -14,9 +14,8 @@ from scipy import ndimage
 
 from bids_epvs.measure import agreement
 from bids_epvs.models import count, gpunet
-from bids_epvs.prepare import crops
+from bids_epvs.prepare import crops, planes
 from bids_epvs.prepare.regions import REGIONS
-from bids_epvs.prepare.resample import thickness
 from bids_epvs.train import loop
 
 BLOCK = (48, 48, 24)
@@ -44,6 +43,8 @@ class Region:
     ----------
     name : str
     slice_mm : float
+    turned : bool
+        Slices are coronal or sagittal.
     image : ndarray of uint8
         `crops.as_bytes`.
     soft : ndarray of uint8
@@ -59,6 +60,7 @@ class Region:
 
     name: str
     slice_mm: float
+    turned: bool
     image: np.ndarray
     soft: np.ndarray
     mask: np.ndarray
@@ -88,12 +90,14 @@ def read(path: Path) -> dict[int, Region]:
     """The regions of an example, by index of `REGIONS`."""
     with np.load(path) as stored:
         names = [int(n.removeprefix("image_")) for n in stored.files if n.startswith("image_")]
+        turned = "turned" in stored.files and bool(stored["turned"])
         slice_mm, parts = float(stored["spacing"][2]), ("image", "soft", "mask", "at", "share")
         found = {k: {part: stored[f"{part}_{k}"] for part in parts} for k in names}
         return {
             k: Region(
                 name=REGIONS[k].name,
                 slice_mm=slice_mm,
+                turned=turned,
                 known=float(stored[f"total_{k}"]) if f"total_{k}" in stored else None,
                 count=float(stored[f"count_{k}"]) if f"count_{k}" in stored else None,
                 **found[k],
@@ -242,12 +246,12 @@ def counted(model: keras.Model, region: Region) -> float:
 
 
 def pairs(model: keras.Model, files: list[Path]) -> dict[tuple[str, str], list[np.ndarray]]:
-    """(region, ``thin`` or ``thick``) -> for each image (sides, 2) true and estimated number of each hemisphere."""
+    """(region, `planes.kind` of slices) -> for each image (sides, 2) true and estimated number of each hemisphere."""
     out: dict[tuple[str, str], list[np.ndarray]] = {}
     for path in files:
         own: dict[tuple[str, str], list[tuple[float, float]]] = {}
         for region in read(path).values():
-            where = region.name, thickness((0.5, 0.5, region.slice_mm))
+            where = region.name, planes.kind((0.5, 0.5, region.slice_mm), turned=region.turned)
             own.setdefault(where, []).append((region.total, counted(model, region)))
         for where, found in own.items():
             out.setdefault(where, []).append(np.array(found))

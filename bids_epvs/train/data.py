@@ -141,6 +141,7 @@ def example(session: Session) -> dict[str, Any]:
         "regions": made.regions[box],
         "csf": made.csf[box] & ~mask[box],
         "spacing": np.array(made.spacing, np.float32),
+        "turned": np.bool_(made.turned),
         "names": np.array(names),
     }
 

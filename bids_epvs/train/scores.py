@@ -117,7 +117,8 @@ def counted(session: Session, *, region: str) -> dict[str, Any]:
         "share": np.zeros(0, np.float32),
         "total": np.float32(session.score),
     }
-    return {"spacing": np.array(made.spacing, np.float32), **{f"{k}_{first}": v for k, v in parts.items()}}
+    about = {"spacing": np.array(made.spacing, np.float32), "turned": np.bool_(made.turned)}
+    return {**about, **{f"{k}_{first}": v for k, v in parts.items()}}
 
 
 def beside(blocks: list[np.ndarray]) -> np.ndarray:

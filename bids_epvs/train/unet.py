@@ -17,7 +17,8 @@ from bids_epvs.measure import agreement
 from bids_epvs.measure.lesions import VISIBLE, instances
 from bids_epvs.models import pieces, unet
 from bids_epvs.models.unet import COMBINATIONS, REACH, SEQUENCES
-from bids_epvs.prepare.resample import bounding_box, thickness
+from bids_epvs.prepare import planes
+from bids_epvs.prepare.resample import bounding_box
 from bids_epvs.settings import Settings
 from bids_epvs.train import loop, losses
 
@@ -54,6 +55,8 @@ class Example:
         (X, Y, Z, SEQUENCES).
     fraction, regions : ndarray of uint8
     spacing : tuple of float
+    turned : bool
+        Slices are coronal or sagittal (`planes.kind`).
     names : tuple of str
         Sequences there are.
     epvs, inside : ndarray of int
@@ -64,9 +67,15 @@ class Example:
     fraction: np.ndarray
     regions: np.ndarray
     spacing: tuple[float, float, float]
+    turned: bool
     names: tuple[str, ...]
     epvs: np.ndarray
     inside: np.ndarray
+
+    @property
+    def kind(self) -> str:
+        """`planes.kind` of its slices."""
+        return planes.kind(self.spacing, turned=self.turned)
 
     def combinations(self) -> list[int]:
         """Which of `unet.COMBINATIONS` it has."""
@@ -81,7 +90,8 @@ def read(path: Path) -> Example:
         epvs = np.argwhere((fraction >= 64) & (regions > 0)).astype(np.int16)
         inside = np.argwhere(regions > 0)[::7].astype(np.int16)
         names = tuple(str(n) for n in stored["names"]) if "names" in stored.files else SEQUENCES
-        return Example(stored["images"], fraction, regions, (x, y, z), names, epvs, inside)
+        turned = "turned" in stored.files and bool(stored["turned"])
+        return Example(stored["images"], fraction, regions, (x, y, z), turned, names, epvs, inside)
 
 
 class Examples(loop.Folder):
@@ -173,15 +183,15 @@ def as_volume(example: Example, names: Sequence[str]) -> np.ndarray:
 
 
 def dice(model: keras.Model, examples: Sequence[Example]) -> dict[str, float]:
-    """Voxel Dice at 0.5 in some slices of held-out brains, by thickness, from the T2w alone and from all sequences.
+    """Voxel Dice at 0.5 in some slices of held-out brains, by their kind, from the T2w alone and from all sequences.
 
     The first figure, ``dice``, is the mean of the others.
     """
     out: dict[str, float] = {}
     for number in (0, 3):
         names = COMBINATIONS[number]
-        for kind in ("thin", "thick"):
-            own = [e for e in examples if thickness(e.spacing) == kind and number in e.combinations()]
+        for kind in planes.NEAREST:
+            own = [e for e in examples if e.kind == kind and number in e.combinations()]
             if own:
                 out[f"dice_{kind}_{'+'.join(names)}"] = _dice(model, own, names)
     return {"dice": float(np.mean(list(out.values()))) if out else 0.0, **out}
@@ -302,18 +312,17 @@ def calibrate(model: keras.Model, files: Sequence[Path]) -> dict[str, dict[str, 
     Returns
     -------
     dict
-        For each thickness and combination of sequences, as in ``["thin"]["T2w+T1w"]``: ``slope`` and ``offset``
+        For each kind of slices and combination of sequences, as in ``["thin"]["T2w+T1w"]``: ``slope`` and ``offset``
         (`unet.probabilities`), ``threshold``, ``count_ratio``, ``extent`` and ``volume_ratio`` (`thinned`; found over
         true), ``ece`` (`reliability`), ``lesion_slope``, ``lesion_offset``, ``lesion_missed``
         (`measure.ratings.Certainty`).
     """
     out: dict[str, dict[str, dict[str, float]]] = {}
-    there = {path: read(path).combinations() for path in files}
+    there = {path: (one.combinations(), one.kind) for path, one in ((p, read(p)) for p in files)}
     for number, names in enumerate(COMBINATIONS):
         found: dict[str, list[Seen]] = {}
-        for path in (p for p in files if number in there[p]):
-            one = seen(model, path, names)
-            found.setdefault(thickness(one.spacing), []).append(one)
+        for path in (p for p in files if number in there[p][0]):
+            found.setdefault(there[path][1], []).append(seen(model, path, names))
         for kind, rows in found.items():
             entry = settle(rows)
             out.setdefault(kind, {})["+".join(names)] = {k: round(v, 4) for k, v in entry.items()}
@@ -324,14 +333,15 @@ def calibrate(model: keras.Model, files: Sequence[Path]) -> dict[str, dict[str, 
 def thinned(rows: Sequence[Seen], likely: Sequence[np.ndarray]) -> dict[str, float]:
     """Threshold and extent of `pieces.marked` for some brains, and how right counts and volumes are there.
 
-    At the threshold the count of all brains is right, at the extent the volume of masks in the median brain (in the sum
-    of volumes those with the largest voxels, where most is missed, would count most). Where the count is right at
-    higher thresholds too (with several sequences: faint marks join as fast as new ones appear) and masks are not too
-    small there, these are surer. Thinning takes a few small lesions below `SMALLEST_MM3`.
+    At the threshold the count of all brains is right, at the extent the volume of masks in the median brain is that of
+    the EPVS that can be seen (in the sum of volumes those with the largest voxels, where most is missed, would count
+    most; with the volume of all EPVS, masks of those found would make up for those that nobody sees). Where the count
+    is right at higher thresholds too (with several sequences: faint marks join as fast as new ones appear) and masks
+    are not too small there, these are surer. Thinning takes a few small lesions below `SMALLEST_MM3`.
     """
     brains = list(zip(likely, rows, strict=True))
     shown = max(1, sum(len(r.shown) for r in rows))
-    volumes = [float(r.share[r.inside].sum()) * r.voxel_mm3 for r in rows]
+    volumes = [float(r.share[r.inside & np.isin(r.index, r.shown)].sum()) * r.voxel_mm3 for r in rows]
 
     def count(threshold: float, extent: float) -> float:
         return sum(int(lesions(p, r.voxel_mm3, threshold, extent).max(initial=0)) for p, r in brains) / shown

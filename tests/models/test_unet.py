@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bids_epvs.models import pieces, unet, weights
+from bids_epvs.models.spec import Weights
 from bids_epvs.records import Prepared
 
 SMALL = (2, 3, 4)
@@ -127,7 +128,38 @@ def test_a_scan_without_regions_has_no_epvs(rng, file):
 def test_calibration_of_the_nearest_combination():
     table = {"thin": {"T2w": {"slope": 1}, "T2w+FLAIR": {"slope": 2}, "T1w": {"slope": 3}}}
     for names, slope in ((("T2w", "FLAIR"), 2), (("T2w", "SWI"), 1), (("T1w", "SWI"), 3), (("SWI",), 1)):
-        assert unet.calibrated(table, names, (1, 1, 1))["slope"] == slope
+        assert unet.calibrated(table, names, "thin")["slope"] == slope
+
+
+def test_calibration_of_the_nearest_kind_of_slices():
+    table = {kind: {"T2w": {"slope": k}} for k, kind in enumerate(("thin", "thick", "turned"))}
+    for kinds, wanted, slope in (
+        (("thin", "thick", "turned"), "turned", 2),
+        (("thin", "thick"), "turned", 1),
+        (("thin", "turned"), "thick", 2),
+        (("thick",), "thin", 1),
+    ):
+        stored = {kind: table[kind] for kind in kinds}
+        assert unet.calibrated(stored, ("T2w",), wanted)["slope"] == slope
+
+
+def test_coronal_and_sagittal_slices_have_a_network_of_their_own(rng, file, tmp_path, monkeypatch):
+    own, packaged = unet.build(SMALL), {"axial.npz": file, "turned.npz": tmp_path / "turned.npz"}
+    own.set_weights([w + 0.1 for w in own.get_weights()])
+    weights.save(own, packaged["turned.npz"], {"widths": SMALL}, {"turned": {"T2w": {**SETTLED, "slope": 2.0}}})
+    both = Weights("axial.npz", "a", "", "", turned=Weights("turned.npz", "b", "", ""))
+    monkeypatch.setattr(weights, "shipped", lambda given: packaged[given.file])
+    monkeypatch.setattr(unet, "network", weights.network_of("unet", unet.build, both))
+    thick = replace(prepared(rng, ("T2w",)), spacing=(0.6, 0.6, 4.0))
+    axial, turned = (unet.predict(replace(thick, turned=t), unet.SPEC.parameters) for t in (False, True))
+    assert (axial.parameters["slope"], turned.parameters["slope"]) == (1.0, 2.0)
+    assert not np.allclose(axial.probability, turned.probability)
+    assert [weights.identity(both, turned=t) for t in (False, True)] == ["a", "b"]
+    given = {**unet.SPEC.parameters, "weights": file}
+    assert unet.predict(replace(thick, turned=True), given).parameters["slope"] == 1.0, "the user's serve all slices"
+    assert len({weights.identity(both, file, turned=t) for t in (False, True)}) == 1
+    alone = replace(both, turned=None)
+    assert weights.identity(alone, turned=True) == "a"
 
 
 def test_the_mask_of_a_session_is_thinned_to_the_extent(rng, tmp_path, monkeypatch):

@@ -45,8 +45,9 @@ def test_intervals_become_wider_never_narrower():
 
 
 def test_only_the_weights_that_were_measured_have_spreads(monkeypatch):
-    own = {"unet": {"WeightsSHA256": "abc", "thick": {"BasalGanglia": {"spread": 1.0, "spread_both": 2.0}}}}
+    own = {"unet": {"WeightsSHA256": ["abc"], "thick": {"BasalGanglia": {"spread": 1.0, "spread_both": 2.0}}}}
     monkeypatch.setattr(spread, "packaged", lambda: own)
     assert spread.known("unet", "abc", "thick")["BasalGanglia"]["spread_both"] == 2.0
+    assert spread.known("unet", "abc", "turned") == spread.known("unet", "abc", "thick"), "not measured apart"
     assert spread.known("unet", "other", "thick") == {} == spread.known("unet", "abc", "thin")
     assert spread.known("frangi", "", "thick") == {}

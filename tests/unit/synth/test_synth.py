@@ -12,6 +12,7 @@ import pytest
 from conftest import coarse_plan as dataset_plan
 
 from bids_epvs.errors import DataError
+from bids_epvs.prepare import planes
 from bids_epvs.prepare.regions import REGIONS, from_labels
 from bids_epvs.synth import anatomy, contrast, dataset, mimics, scene, tubes
 
@@ -260,6 +261,15 @@ def test_protocols_are_as_grainy_as_scans_are():
     assert np.median(snr) == pytest.approx(np.sqrt(np.prod(contrast.SNR)), rel=0.1)
     depth = np.array([p.depth for p in drawn])
     assert depth.min() >= 1 and depth.max() <= contrast.DEEPEST and np.median(depth) == pytest.approx(3**0.5, rel=0.1)
+
+
+def test_coronal_and_sagittal_protocols_are_axial_ones_in_another_plane():
+    axial = contrast.draw_protocol(np.random.default_rng(5), "clinical")
+    side, _, distance = axial.spacing
+    for kind, spacing in (("sagittal", (distance, side, side)), ("coronal", (side, distance, side))):
+        drawn = contrast.draw_protocol(np.random.default_rng(5), kind)
+        assert drawn == replace(axial, spacing=spacing)
+        assert planes.kind(drawn.spacing) == "turned"
 
 
 def test_tubes_are_bright_on_t2w_and_dark_on_t1w(rng):

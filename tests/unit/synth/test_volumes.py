@@ -6,7 +6,7 @@ import pytest
 from bids_epvs.errors import DataError
 from bids_epvs.models import unet
 from bids_epvs.prepare.regions import WHITE_MATTER
-from bids_epvs.prepare.resample import thickness
+from bids_epvs.prepare.resample import slice_axis, thickness
 from bids_epvs.synth import anatomy, scene, volumes
 
 
@@ -21,13 +21,14 @@ def seen(example, name):
     return example["images"][..., unet.SEQUENCES.index(name)] / 255 * (high - low) + low
 
 
-@pytest.mark.parametrize("kind", ["research", "clinical"])
+@pytest.mark.parametrize("kind", volumes.KINDS)
 def test_an_example_is_what_the_app_would_hand_to_the_network(made, kind, rng):
     example = volumes.example(rng, made, kind)
     shape = example["regions"].shape
     assert example["images"].shape == (*shape, len(unet.SEQUENCES))
     assert example["fraction"].shape == example["index"].shape == example["csf"].shape == shape
-    assert (thickness(example["spacing"]) == "thick") == (kind == "clinical")
+    assert (thickness(example["spacing"]) == "thick") == (kind != "research")
+    assert slice_axis(example["spacing"]) == 2, "slices are last"
     inside = (example["regions"] > 0) & ~example["csf"]
     white = np.isin(example["regions"], WHITE_MATTER) & inside & (example["fraction"] == 0)
     filled = inside & (example["fraction"] > 150)
@@ -60,7 +61,7 @@ def test_examples_are_made_once(tmp_path, monkeypatch):
     task = volumes.Task((tmp_path,), tmp_path, 1, 3)
     volumes.write_examples(task)
     volumes.write_examples(task)
-    assert [kind for _, kind in made] == ["research", "clinical"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["example-00006.npz", "example-00007.npz"]
+    assert [kind for _, kind in made] == ["research", "clinical", "turned"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"example-{k:05d}.npz" for k in (9, 10, 11)]
     with pytest.raises(DataError, match="no label maps"):
         volumes.generate((), tmp_path, number=1)
