@@ -24,7 +24,7 @@ import pandas as pd
 from bids_epvs.evaluate import numbers
 from bids_epvs.models import count, gpunet
 from bids_epvs.prepare import planes
-from bids_epvs.synth import counts, examples, volumes
+from bids_epvs.synth import counts, volumes
 from bids_epvs.train import count as training
 
 NETWORKS = {"cnn": count.network, "gpunet": gpunet.network}
@@ -41,8 +41,8 @@ def main() -> None:
     parser.add_argument("--weights", nargs="*", default=[], metavar="NAME=FILE")
     args = parser.parse_args()
     heads = tuple(args.labelmaps / f"sub-{s}_dseg.nii.gz" for s in args.subjects)
-    true_regions = partial(counts.write_examples, off_mm=(0.0, 0.0), kinds=args.kinds)
-    examples.generate(true_regions, heads, args.out / "examples", number=args.scenes, seed=777, nprocs=2)
+    make = partial(counts.example, off_mm=(0.0, 0.0))  # in true regions
+    counts.generate(heads, args.out / "examples", number=args.scenes, seed=777, kinds=args.kinds, make=make)
     given = {name: Path(file) for name, file in (w.split("=", 1) for w in args.weights)}
     rows, speed = [], []
     for path in sorted((args.out / "examples").glob("example-*.npz")):

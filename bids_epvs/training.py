@@ -16,7 +16,7 @@ import pandas as pd
 
 from bids_epvs.derivatives import write
 from bids_epvs.errors import EpvsError, NothingToDoError, UsageError
-from bids_epvs.synth.volumes import KINDS
+from bids_epvs.synth.examples import KINDS
 
 if TYPE_CHECKING:
     from bids_epvs.models.spec import Weights

@@ -36,7 +36,8 @@ def compute(
     content = {"stage": "model", "name": name, "prepared": prepared_key, "parameters": parameters}
     if spec.weights:
         file = settings.weights_of(name)
-        content["weights"] = [weights.identity(spec.weights, file, turned=turned) for turned in (False, True)]
+        identities = [weights.identity(spec.weights, file, turned=turned) for turned in (False, True)]
+        content["weights"] = identities
     key = write.digest({**content, "limits": limits, "regions": settings.regions})
     files = disk.model_files(scan, settings, name)
     if settings.resume and write.is_current(files.values(), key):
@@ -57,8 +58,7 @@ def compute(
     }
     meta |= {"Notes": list(prediction.notes), "Calibrated": spec.calibrated, write.KEY: key}
     if spec.weights:
-        turned = planes.kind(prepared.spacing) == "turned"
-        meta["WeightsSHA256"] = weights.identity(spec.weights, settings.weights_of(name), turned=turned)
+        meta["WeightsSHA256"] = identities[planes.kind(prepared.spacing) == "turned"]
     _write_maps(files, prediction, prepared, spec, meta)
     if "instances" in files:
         _write_instances(files, prediction, prepared, settings, meta)

@@ -7,24 +7,20 @@ network: isotropic, with thick axial slices, and with thick coronal or sagittal 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from bids_epvs.derivatives import write
 from bids_epvs.measure.lesions import VISIBLE
 from bids_epvs.models import count
 from bids_epvs.prepare import crops, fields, planes
 from bids_epvs.prepare.aqueduct import aqueduct
 from bids_epvs.prepare.crops import Crop
 from bids_epvs.prepare.resample import slice_axis
-from bids_epvs.synth import examples, scene, tubes, volumes
-from bids_epvs.synth.examples import Task
+from bids_epvs.synth import tubes, volumes
 from bids_epvs.synth.scene import Scene
 
 BURDENS = {"any": 0.6, "elderly": 0.15, "low": 0.1, "high": 0.15}
@@ -115,28 +111,5 @@ def points(found: list[tubes.Tube], number: int, own: Crop, origin: np.ndarray) 
     return np.concatenate(at), np.concatenate(share)
 
 
-def write_examples(task: Task, *, off_mm: tuple[float, float] = OFF_MM, kinds: Sequence[str] = volumes.KINDS) -> None:
-    """Write the examples of a scene, unless they are there."""
-    targets = volumes.targets(task, kinds)
-    if all(path.exists() for path in targets.values()):
-        return
-    rng = task.rng()
-    burden = str(rng.choice(list(BURDENS), p=list(BURDENS.values())))
-    made = scene.build(
-        rng, volumes.fine_head(task.head), burden=burden, age=float(rng.uniform(45, 92)), fine_mm=volumes.FINE_MM
-    )
-    for kind, path in targets.items():
-        write.arrays(path, example(rng, made, kind, off_mm=off_mm), compressed=False)
-
-
-def generate(
-    heads: tuple[Path, ...],
-    out: Path,
-    *,
-    number: int,
-    seed: int = 0,
-    nprocs: int = 2,
-    kinds: Sequence[str] = volumes.KINDS,
-) -> None:
-    """Write an example of each kind (`volumes.KINDS`) of each of `number` scenes; raises as `examples.generate`."""
-    examples.generate(partial(write_examples, kinds=kinds), heads, out, number=number, seed=seed, nprocs=nprocs)
+generate = partial(volumes.generate, make=example, burdens=BURDENS)
+"""As `volumes.generate`, of regions."""

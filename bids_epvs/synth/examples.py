@@ -1,4 +1,4 @@
-"""Training examples on disk, made from heads in turn: what `synth.parcels` and `synth.volumes` share."""
+"""Training examples on disk, made from heads in turn: what the other modules of examples share."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bids_epvs.errors import DataError
 
 logger = logging.getLogger(__name__)
+
+KINDS = ("research", "clinical", "turned")
+"""Scans of a scene: `contrast.draw_protocol`, and ``clinical`` slices that are coronal or sagittal."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,17 @@ class Task:
 
 
 def generate(
-    make: Callable[[Task], object], heads: tuple[Path, ...], out: Path, *, number: int, seed: int, nprocs: int
+    write: Callable[..., object],
+    /,
+    heads: tuple[Path, ...],
+    out: Path,
+    *,
+    number: int,
+    seed: int = 0,
+    nprocs: int = 2,
+    **options: Any,
 ) -> None:
-    """Run `number` tasks over the heads in turn.
+    """Run `number` tasks over the heads in turn: ``write(task, **options)`` leaves what exists as it is.
 
     Raises
     ------
@@ -61,6 +74,8 @@ def generate(
         raise DataError("no label maps to make examples from.", where=out)
     out.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(nprocs) as pool:
-        for k, _ in enumerate(pool.map(make, [Task(heads, out, seed, k) for k in range(number)]), start=1):
+        for k, _ in enumerate(
+            pool.map(partial(write, **options), [Task(heads, out, seed, k) for k in range(number)]), start=1
+        ):
             if k % 10 == 0:
                 logger.info("%d of %d heads simulated", k, number)

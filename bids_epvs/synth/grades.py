@@ -7,7 +7,7 @@ deformed once for several draws of EPVS; of each draw there are two scans, isotr
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -125,6 +125,5 @@ def write_examples(task: Task) -> None:
             write.arrays(path, example(rng, full, kind))
 
 
-def generate(heads: tuple[Path, ...], out: Path, *, number: int, seed: int = 0, nprocs: int = 2) -> None:
-    """Write the examples of `number` deformed heads; raises as `examples.generate`."""
-    examples.generate(write_examples, heads, out, number=number, seed=seed, nprocs=nprocs)
+generate = partial(examples.generate, write_examples)
+"""As `examples.generate`, of deformed heads."""

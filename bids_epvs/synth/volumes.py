@@ -8,7 +8,7 @@ with their slices along the third axis (`prepare.planes`), as the app turns them
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -29,16 +29,14 @@ from bids_epvs.prepare.resample import bounding_box, resample, slice_axis
 from bids_epvs.synth import anatomy, contrast, examples, scene
 from bids_epvs.synth.anatomy import Anatomy
 from bids_epvs.synth.contrast import Protocol
-from bids_epvs.synth.examples import Task
+from bids_epvs.synth.examples import KINDS, Task
 from bids_epvs.synth.scene import Look, Scene
 
 FINE_MM = 0.5
 BURDENS = {"any": 0.7, "elderly": 0.15, "low": 0.15}
 """How often each of `tubes.BURDENS` is drawn."""
-KINDS = ("research", "clinical", "turned")
-"""Examples of a scene: `contrast.draw_protocol`, and ``clinical`` slices that are not axial."""
 CORONAL = 0.6
-"""Share of these that are coronal; the others are sagittal."""
+"""Share of ``turned`` slices (`KINDS`) that are coronal; the others are sagittal."""
 VARIATION = 0.08
 """Standard deviation of the logarithm of each tissue's intensity, on top of `contrast.draw_means`."""
 RESIDUAL_BIAS = 0.35
@@ -72,11 +70,9 @@ def draw_protocol(rng: np.random.Generator, kind: str) -> Protocol:
     """A protocol (one of `KINDS`) whose coil field has been corrected, but not quite."""
     drawn = contrast.draw_protocol(rng, "clinical" if kind == "turned" else kind)
     drawn = replace(drawn, bias=drawn.bias * RESIDUAL_BIAS)
-    return (
-        contrast.turned(drawn, planes.NAMES.index("coronal" if rng.random() < CORONAL else "sagittal"))
-        if kind == "turned"
-        else drawn
-    )
+    if kind != "turned":
+        return drawn
+    return contrast.turned(drawn, planes.NAMES.index("coronal" if rng.random() < CORONAL else "sagittal"))
 
 
 def sequence(
@@ -166,17 +162,15 @@ def example(rng: np.random.Generator, made: Scene, kind: str) -> dict[str, Any]:
         stack.append(np.where(brain[box], scaled * _jitter(rng), low))
     fraction, index = made.fraction(first.spacing)
     axis = slice_axis(first.spacing)
-
-    def turn(array: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(planes.sliced(array, axis))
-
-    bytes_ = [np.rint((np.clip(s, low, high) - low) / (high - low) * 255).astype(np.uint8) for s in stack]
+    arrays = {
+        "images": np.rint((np.clip(np.stack(stack, axis=-1), low, high) - low) / (high - low) * 255).astype(np.uint8),
+        "fraction": np.rint(fraction[box] * 255).astype(np.uint8),
+        "index": index[box].astype(np.uint16),
+        "regions": regions[box],
+        "csf": csf[box],
+    }
     return {
-        "images": np.stack([turn(b) for b in bytes_], axis=-1),
-        "fraction": turn(np.rint(fraction[box] * 255).astype(np.uint8)),
-        "index": turn(index[box].astype(np.uint16)),
-        "regions": turn(regions[box]),
-        "csf": turn(csf[box]),
+        **{name: planes.sliced(array, axis) for name, array in arrays.items()},
         "spacing": np.array(planes.turned_spacing(first.spacing, axis), np.float32),
         "turned": np.bool_(axis != planes.AXIAL),
         "diameter_mm": np.array([t.diameter_mm for t in made.tubes], np.float32),
@@ -188,31 +182,23 @@ def _jitter(rng: np.random.Generator) -> np.float32:
     return np.float32(np.exp(rng.normal(0, 0.06)))
 
 
-def targets(task: Task, kinds: Sequence[str] = KINDS) -> dict[str, Path]:
-    """File of each kind of example of a scene."""
-    return {kind: task.path(len(kinds) * task.number + k) for k, kind in enumerate(kinds)}
+Make = Callable[[np.random.Generator, Scene, str], dict[str, Any]]
 
 
-def write_examples(task: Task, *, kinds: Sequence[str] = KINDS) -> None:
-    """Write the examples of a scene, unless they are there."""
-    if all(path.exists() for path in targets(task, kinds).values()):
+def write_examples(
+    task: Task, *, kinds: Sequence[str] = KINDS, make: Make = example, burdens: Mapping[str, float] = BURDENS
+) -> None:
+    """Write an example of each kind of scan of a scene, unless they are there."""
+    targets = {kind: task.path(len(kinds) * task.number + k) for k, kind in enumerate(kinds)}
+    if all(path.exists() for path in targets.values()):
         return
     rng = task.rng()
-    burden = str(rng.choice(list(BURDENS), p=list(BURDENS.values())))
+    burden = str(rng.choice(list(burdens), p=list(burdens.values())))
     age = float(rng.uniform(45, 92))
     made = scene.build(rng, fine_head(task.head), burden=burden, age=age, fine_mm=FINE_MM)
-    for kind, path in targets(task, kinds).items():
-        write.arrays(path, example(rng, made, kind), compressed=False)
+    for kind, path in targets.items():
+        write.arrays(path, make(rng, made, kind), compressed=False)
 
 
-def generate(
-    heads: tuple[Path, ...],
-    out: Path,
-    *,
-    number: int,
-    seed: int = 0,
-    nprocs: int = 2,
-    kinds: Sequence[str] = KINDS,
-) -> None:
-    """Write an example of each kind (`KINDS`) of each of `number` scenes; raises as `examples.generate`."""
-    examples.generate(partial(write_examples, kinds=kinds), heads, out, number=number, seed=seed, nprocs=nprocs)
+generate = partial(examples.generate, write_examples)
+"""As `examples.generate`, of scenes; ``kinds`` chooses among `KINDS`."""

@@ -162,6 +162,12 @@ def test_coronal_and_sagittal_slices_have_a_network_of_their_own(rng, file, tmp_
     assert weights.identity(alone, turned=True) == "a"
 
 
+def test_the_packaged_network_for_coronal_and_sagittal_slices_is_whole():
+    model, stored = unet.network(turned=True)
+    assert model.count_params() == unet.network()[0].count_params()
+    assert set(stored) == {"turned"} and set(stored["turned"]) == {"+".join(c) for c in unet.COMBINATIONS}
+
+
 def test_the_mask_of_a_session_is_thinned_to_the_extent(rng, tmp_path, monkeypatch):
     session, path = prepared(rng, ("T2w",)), tmp_path / "weights.npz"
     settled = {"slope": 1.0, "offset": 0.0, "threshold": 0.3, "extent": 0.6}

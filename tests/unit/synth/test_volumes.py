@@ -57,10 +57,9 @@ def test_examples_are_made_once(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(volumes, "fine_head", lambda _: None)
     monkeypatch.setattr(scene, "build", lambda rng, *_, **__: rng.random())
-    monkeypatch.setattr(volumes, "example", lambda _, scene_, kind: made.append((scene_, kind)) or {"x": scene_})
     task = volumes.Task((tmp_path,), tmp_path, 1, 3)
-    volumes.write_examples(task)
-    volumes.write_examples(task)
+    for _ in range(2):
+        volumes.write_examples(task, make=lambda _, scene_, kind: made.append((scene_, kind)) or {"x": scene_})
     assert [kind for _, kind in made] == ["research", "clinical", "turned"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"example-{k:05d}.npz" for k in (9, 10, 11)]
     with pytest.raises(DataError, match="no label maps"):

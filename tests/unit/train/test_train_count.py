@@ -47,7 +47,8 @@ def test_an_example_counts_what_can_be_seen(simulated, kind, rng, tmp_path):
     assert {r.name for r in found.values()} == set(count.COUNTED)
     assert {r.turned for r in found.values()} == {kind == "turned"}
     true = sum(t.region == 3 for t in simulated.tubes)
-    assert 0.2 * true < found[3].total <= true
+    least = 0.2 if kind == "turned" else 0.3  # slices of 5 mm: fewer show
+    assert least * true < found[3].total <= true
     region = found[3]
     at = tuple(region.at.astype(int).T)
     inside = region.mask[at]
