@@ -47,8 +47,11 @@ SUMMARY: dict[str, Any] = {
     "rating": column("visual grade; for both hemispheres the higher one"),
     "rating_scale": column("scale of the rating"),
     **{f"p_{k}": column(f"probability of grade {k}") for k in range(5)},
-    "slice": column("axial slice with the most EPVS, from 0 at the bottom"),
-    "slice_count": column("EPVS in that slice"),
+    "slice": column(
+        "axial slice with the most EPVS, from 0 at the bottom; where slices are thick and coronal or sagittal, the "
+        "middle of the axial slab of 4 mm with the most"
+    ),
+    "slice_count": column("EPVS in that slice or slab; the rating of basal ganglia and centrum semiovale follows"),
     "adams_count": column("EPVS in the slice, or structure, that Adams' protocol names"),
     "region_volume_mm3": column("volume of the region", "mm3"),
 }

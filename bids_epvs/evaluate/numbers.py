@@ -45,6 +45,7 @@ def of_truth(case: Case, known: Known) -> pd.DataFrame:
             voxel_mm3=float(np.prod(known.spacing)),
             slices={},
             names=NAMES,
+            depth=ratings.slab(known.spacing),
         )
     return table[table["hemisphere"] == "both"].set_index("region")
 

@@ -7,7 +7,7 @@ Potter et al. 2015, doi:10.1159/000375153; Adams et al. 2013, doi:10.1161/STROKE
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 
 from bids_epvs.measure import agreement
+from bids_epvs.prepare.planes import AXIAL
 from bids_epvs.prepare.regions import REGIONS
+from bids_epvs.prepare.resample import slice_axis
 from bids_epvs.records import GRADES, POTTER, SEVERITY, Finding
 
 SUMMARY_COLUMNS = [
@@ -29,6 +31,9 @@ SEVERE_GRADE = 2
 """Potter grade from which EPVS are moderate to severe (more than ten in the fullest slice)."""
 APART = 2
 """Grades of two methods that differ by this much or more disagree."""
+SLAB_MM = 4.0
+"""What is counted together where slices are thick and not axial: an axial plane of such a scan is a line of each slice,
+half a millimetre high, and shows half as many EPVS as an axial slice of 4 mm of the same brain (``benchmarks``)."""
 _ADAMS_SLICE = {"BasalGanglia": "anterior_commissure", "CentrumSemiovale": "adams_cso"}
 
 
@@ -86,10 +91,42 @@ def severe(table: pd.DataFrame) -> pd.Series:
     return own.where(~graded, (table["rating"] >= SEVERE_GRADE).astype(float))
 
 
-def shown(labels: np.ndarray) -> np.ndarray:
-    """Each instance of a volume with each axial slice (third axis) that shows it, (n, 2)."""
+def slab(spacing: Sequence[float]) -> int:
+    """Axial planes of a scan that visual scales see as one slice: one, or `SLAB_MM` if slices are thick and not axial.
+
+    Parameters
+    ----------
+    spacing : sequence of float
+        Voxel sizes in mm along R, A, S.
+
+    >>> slab((0.5, 0.5, 4.0)), slab((1.0, 1.0, 1.0)), slab((0.5, 4.0, 0.5)), slab((4.0, 0.6, 0.6))
+    (1, 1, 8, 7)
+    """
+    return 1 if slice_axis(spacing) == AXIAL else max(1, round(SLAB_MM / spacing[AXIAL]))
+
+
+def within(middle: int, depth: int, height: int) -> slice:
+    """Planes of a slab of `depth` ones around a middle one, as far as the scan goes.
+
+    >>> within(5, 1, 9), within(5, 4, 9), within(1, 8, 9)
+    (slice(5, 6, None), slice(3, 7, None), slice(0, 5, None))
+    """
+    start = middle - depth // 2
+    return slice(max(start, 0), min(start + depth, height))
+
+
+def shown(labels: np.ndarray, depth: int = 1) -> np.ndarray:
+    """Each instance of a volume with each axial slice (third axis) that shows it, (n, 2).
+
+    With `depth` slices are slabs of so many planes (`within`), each named by its middle one.
+    """
     occupied = np.nonzero(labels)
-    return np.unique(np.c_[labels[occupied], occupied[2]], axis=0)
+    pairs = np.unique(np.c_[labels[occupied], occupied[2]], axis=0)
+    if depth == 1:
+        return pairs
+    moved = [pairs + np.array([0, away]) for away in range(depth // 2 - depth + 1, depth // 2 + 1)]
+    every = np.unique(np.concatenate(moved), axis=0)
+    return every[(every[:, 1] >= 0) & (every[:, 1] < labels.shape[2])]
 
 
 def slice_counts(pairs: np.ndarray, indices: np.ndarray, slices: int) -> np.ndarray:
@@ -113,6 +150,7 @@ def summarise(
     model: str = "",
     certainty: Certainty | None = None,
     share: np.ndarray | None = None,
+    depth: int = 1,
 ) -> pd.DataFrame:
     """A row per region and hemisphere (left, right, both).
 
@@ -133,14 +171,17 @@ def summarise(
     share : ndarray, optional
         Calibrated share of each voxel that EPVS fill, 0 to 1, canonical frame; without it there is no expected volume.
         That of EPVS that run on outside all regions counts where they do.
+    depth : int
+        Axial planes that count as one slice, from `slab`.
 
     Returns
     -------
     DataFrame
-        Columns `SUMMARY_COLUMNS`. `rating` of ``both`` is the higher hemisphere's. `slice` is the canonical index.
+        Columns `SUMMARY_COLUMNS`. `rating` of ``both`` is the higher hemisphere's. `slice` is the canonical index
+        (of a slab: of its middle).
     """
     rows = []
-    pairs = shown(labels)
+    pairs = shown(labels, depth)
     outside = (labels > 0) & (regions == 0)
     for name in names:
         sides = {}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import special
 
+from bids_epvs.errors import DataError
 from bids_epvs.models import pieces, weights
 from bids_epvs.models.spec import ModelSpec, Weights, recorded
 from bids_epvs.prepare import planes
@@ -190,9 +191,20 @@ def calibrated(stored: Mapping[str, Any], names: Sequence[str], slices: str) -> 
     """Slope, offset, threshold and extent for a combination of sequences; without an entry that of its first one.
 
     `slices` is their `planes.kind`; without an entry the nearest one counts (`planes.of_kind`).
+
+    Raises
+    ------
+    DataError
+        There is neither: the training has not ended, or was for other sequences.
     """
     table = planes.of_kind(stored, slices) or {}
-    return table.get("+".join(names)) or table[names[0] if names[0] in table else "T2w"]
+    found = next((table[name] for name in ("+".join(names), names[0], "T2w") if name in table), None)
+    if found is None:
+        raise DataError(
+            f"the weights of unet have no calibration for {names[0]}: their training has not ended, or was for others.",
+            remedy="Let bids_epvs-train end (the same command goes on where it stopped), or choose other weights.",
+        )
+    return found
 
 
 network = weights.network_of("unet", build, WEIGHTS)

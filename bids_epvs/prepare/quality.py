@@ -81,7 +81,7 @@ def plane_note(spacing: tuple[float, ...]) -> tuple[str, ...]:
         return ()
     text = f"slices are {planes.NAMES[axis]} ({spacing[axis]:.1f} mm): fewer EPVS show than on axial ones"
     fewer = "on simulated slices of 4 mm methods count up to 30 % fewer"
-    return (f"{text}; {fewer}; visual ratings mean axial slices",)
+    return (f"{text}; {fewer}; visual ratings are of slabs of 4 mm, not of slices",)
 
 
 def quality_notes(

@@ -79,7 +79,8 @@ def methods(settings: Settings) -> str:
         f"EPVS were measured in native space with: {used} In segmentations, connected voxels (26-neighbourhood) of "
         f"{settings.min_volume_mm3:g}-{settings.max_volume_mm3:g} mm3 were counted as one EPVS and assigned to the "
         f"region and hemisphere holding most of its voxels. Ratings follow Potter et al. and counts in named slices "
-        f"Adams et al. For research use; networks were trained on simulated EPVS alone unless their weights are the "
+        f"Adams et al.; where slices are thick and not axial, both are of axial slabs of 4 mm. For research use; "
+        f"networks were trained on simulated EPVS alone unless their weights are the "
         f"user's, and no method has been validated on labelled scans."
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -267,10 +268,16 @@ def _view(box: tuple[slice, slice, slice], axis: int, shape: Sequence[int]) -> t
     return flip[0], flip[1]
 
 
-def region_view(mask: np.ndarray, index: int | None = None, margin: int = 20) -> tuple[slice, slice]:
-    """Rows and columns of the axial `plane` that show a region in one slice (in all: None, or where it is absent)."""
+def region_view(
+    mask: np.ndarray, spacing: Sequence[float], index: int | None = None, margin: int = 20
+) -> tuple[slice, slice]:
+    """Rows and columns of the axial `plane` that show a region in one slice (in all: None, or where it is absent).
+
+    `margin` is in voxels of the shorter side in that plane.
+    """
     part = mask if index is None else mask[:, :, [index]]
-    return _view(bounding_box(part if part.any() else mask, margin), 2, mask.shape)
+    around = [math.ceil(margin * min(spacing[:2]) / s) for s in spacing]
+    return _view(bounding_box(part if part.any() else mask, around), 2, mask.shape)
 
 
 def heat(

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from bids_epvs.measure import ratings
 from bids_epvs.measure.ratings import APART, SEVERITY
 from bids_epvs.models import load, rating2d
 from bids_epvs.models.spec import ModelSpec
@@ -254,10 +255,14 @@ def _keep(pictures: dict[str, bytes], name: str, content: bytes) -> str:
 
 
 def _decisions(view: View, model: str, pictures: dict[str, bytes]) -> list[dict]:
-    """The fullest slice of each rated region: whole slice, and the region at full resolution with and without EPVS."""
+    """The fullest slice of each rated region: whole slice, and the region at full resolution with and without EPVS.
+
+    Of a slab (`ratings.slab`): the mean of its planes, and whatever any of them shows.
+    """
     prepared, out = view.prepared, []
     assert prepared is not None and view.summary is not None  # the caller checked
     limits = figures.window(prepared.base, prepared.brain)
+    depth = ratings.slab(prepared.spacing)
     for name in DECIDED:
         rows = view.summary
         row = rows[(rows["model"] == model) & (rows["region"] == name) & (rows["hemisphere"] == "both")]
@@ -266,23 +271,26 @@ def _decisions(view: View, model: str, pictures: dict[str, bytes]) -> list[dict]
         index = int(row["slice"].iloc[0])
         inside = np.isin(prepared.regions, indices(name))
         one: dict[str, Any] = {"axis": 2, "spacing": prepared.spacing, "width": 620}
-        one["box"] = figures.region_view(inside, index)
-        base = figures.base(prepared.base, index=index, limits=limits, **one)
-        near = inside[:, :, [index]]  # the slice alone: the rest is not shown
+        one["box"] = figures.region_view(inside, prepared.spacing, index)
+        planes = ratings.within(index, depth, inside.shape[2])  # the rest is not shown
+        seen = prepared.base[:, :, planes].mean(axis=2, keepdims=True)
+        base = figures.base(seen, index=0, limits=limits, **one)
+        near = inside[:, :, [index]]
         drawn = {
             ("region", "region"): {"regions": np.where(near, prepared.regions[:, :, [index]], 0)},
-            ("epvs", "EPVS"): {"epvs": view.masks[model][:, :, [index]]},
+            ("epvs", "EPVS"): {"epvs": view.masks[model][:, :, planes].max(axis=2, keepdims=True)},
         }
         if model in view.maps:
             top = max(float(view.maps[model][inside].max()), 1e-9)
-            drawn["map", "attention"] = {"map": np.where(near, view.maps[model][:, :, [index]] / top, 0)}
+            strong = view.maps[model][:, :, planes].max(axis=2, keepdims=True)
+            drawn["map", "attention"] = {"map": np.where(near, strong / top, 0)}
         layers = [(*names, figures.overlay(what, index=0, **one)) for names, what in drawn.items()]
         stem = f"{view.scan.label}_{model}_{name}"
         out.append(
             {
                 "model": model,
                 "region": name,
-                "slice": index,
+                "slice": _named(planes, prepared.spacing[2]),
                 "count": int(row["slice_count"].iloc[0]),
                 "rating": row["rating"].iloc[0],
                 "base": _keep(pictures, f"{stem}.jpg", figures.jpeg(base)),
@@ -290,6 +298,18 @@ def _decisions(view: View, model: str, pictures: dict[str, bytes]) -> list[dict]
             }
         )
     return out
+
+
+def _named(planes: slice, spacing_mm: float) -> str:
+    """The axial slice, or the planes of a slab.
+
+    >>> _named(slice(7, 8), 4.0), _named(slice(96, 104), 0.5)
+    ('axial slice 7', 'axial planes 96 to 103 (4 mm together)')
+    """
+    first, last = planes.start, planes.stop - 1
+    if first == last:
+        return f"axial slice {first}"
+    return f"axial planes {first} to {last} ({(last - first + 1) * spacing_mm:.2g} mm together)"
 
 
 SHOWN_SLICES = 4
@@ -305,7 +325,7 @@ def _map(view: View, spec: ModelSpec, pictures: dict[str, bytes]) -> dict:
     chosen = sorted(np.argsort(-strength, kind="stable")[:SHOWN_SLICES].tolist())
     shown = values / max(float(values.max()), 1e-9)
     own = np.where(inside, prepared.regions, 0)
-    box = figures.region_view(inside, margin=30)
+    box = figures.region_view(inside, prepared.spacing, margin=30)
     limits = figures.window(prepared.base, prepared.brain)
     tiles: list[tuple[np.ndarray, ...]] = []
     for index in chosen:

@@ -92,6 +92,7 @@ def _measure(scan: Scan, settings: Settings, name: str, prepared: Prepared) -> t
         model=name,
         certainty=ratings.Certainty(**known) if known else None,
         share=share,
+        depth=ratings.slab(prepared.spacing),
     )
     if "findings" in files:
         summary = ratings.merged(summary, write.read_table(files["findings"]), marks="instances" in files)

@@ -212,9 +212,7 @@ def truth(made: scene.Scene, spacing: tuple[float, float, float]) -> Truth:
     fraction, instances = made.fraction(spacing)
     _, affine = made.grid(spacing)
     regions = made.regions_on(spacing)
-    half = anatomy.every_second(made.head)
-    commissure = np.linalg.inv(made.head.to_template @ affine) @ [*ANTERIOR_COMMISSURE, 1.0]
-    slices = rating_slices(_nearest(anatomy.plain(half.labels), half, regions.shape, affine), spacing, commissure[2])
+    slices = named_slices(made, regions.shape, affine)
     table = truth_table(made.tubes, instances, fraction, affine)
     return Truth(
         fraction,
@@ -225,6 +223,14 @@ def truth(made: scene.Scene, spacing: tuple[float, float, float]) -> Truth:
         table,
         truth_summary(table, instances, fraction, regions, spacing, slices),
     )
+
+
+def named_slices(made: scene.Scene, shape: tuple[int, ...], affine: np.ndarray) -> dict[str, int]:
+    """`regions.rating_slices` of the truth of a scene on an unrotated grid."""
+    half = anatomy.every_second(made.head)
+    commissure = np.linalg.inv(made.head.to_template @ affine) @ [*ANTERIOR_COMMISSURE, 1.0]
+    x, y, z = (float(v) for v in np.diag(affine)[:3])
+    return rating_slices(_nearest(anatomy.plain(half.labels), half, shape, affine), (x, y, z), commissure[2])
 
 
 def _nearest(data: np.ndarray, head: anatomy.Anatomy, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
@@ -297,6 +303,7 @@ def truth_summary(
         names=NAMES,
         model="truth",
         share=fraction,
+        depth=ratings.slab(spacing),
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bids_epvs.errors import DataError
 from bids_epvs.models import pieces, unet, weights
 from bids_epvs.models.spec import Weights
 from bids_epvs.records import Prepared
@@ -141,6 +142,14 @@ def test_calibration_of_the_nearest_kind_of_slices():
     ):
         stored = {kind: table[kind] for kind in kinds}
         assert unet.calibrated(stored, ("T2w",), wanted)["slope"] == slope
+
+
+@pytest.mark.parametrize("stored", [{}, {"thin": {}}, {"thin": {"FLAIR": SETTLED}}])
+def test_weights_without_a_calibration_say_what_to_do(rng, tmp_path, stored):
+    path = tmp_path / "weights.npz"
+    weights.save(unet.build(SMALL), path, {"widths": SMALL}, stored)
+    with pytest.raises(DataError, match=r"no calibration for T1w.*bids_epvs-train"):
+        unet.predict(prepared(rng, ("T1w",)), {**unet.SPEC.parameters, "weights": path})
 
 
 def test_coronal_and_sagittal_slices_have_a_network_of_their_own(rng, file, tmp_path, monkeypatch):

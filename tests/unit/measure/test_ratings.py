@@ -4,7 +4,10 @@ import pytest
 
 from bids_epvs.measure import ratings
 from bids_epvs.measure.ratings import potter, shown, slice_counts
+from bids_epvs.prepare.regions import REGIONS
 from bids_epvs.records import Finding
+
+LEFT = ("CentrumSemiovale", "Left")
 
 
 def test_potter_limits():
@@ -19,6 +22,40 @@ def test_slices_count_instances_not_voxels():
     labels[3:5, 3, 2] = 2
     assert slice_counts(shown(labels), np.array([1, 2]), 4).tolist() == [0, 1, 2, 0]
     assert slice_counts(shown(labels), np.array([2]), 4).tolist() == [0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 8])
+def test_a_slab_shows_whatever_its_planes_show(depth, rng):
+    labels = rng.integers(0, 40, (3, 4, 12)) * (rng.random((3, 4, 12)) < 0.3)
+    every = shown(labels, depth)
+    assert len(every) == len(np.unique(every, axis=0)), "no EPVS counts twice"
+    for middle in range(12):
+        planes = labels[:, :, ratings.within(middle, depth, 12)]
+        assert set(every[every[:, 1] == middle, 0]) == set(planes[planes > 0])
+
+
+def test_grades_of_coronal_slices_are_those_of_axial_ones_of_the_same_brain():
+    height = np.arange(24) / 2 + 0.2  # mm, an EPVS on each; axial slices of 4 mm show eight, planes of 0.5 mm one
+    graded = {}
+    for name, spacing in {"axial": (0.5, 0.5, 4.0), "coronal": (0.5, 4.0, 0.5)}.items():
+        shape = (60, round(60 / spacing[1]), round(12 / spacing[2]))
+        labels = np.zeros(shape, np.int32)
+        for k, z in enumerate(height):
+            labels[2 * k + 1, shape[1] // 2, int(z / spacing[2])] = k + 1
+        rows = [
+            {"index": k + 1, "region": "CentrumSemiovale", "hemisphere": "left", "volume_mm3": 1.0} for k in range(24)
+        ]
+        table = ratings.summarise(
+            pd.DataFrame(rows),
+            labels,
+            np.full(shape, next(k for k, r in REGIONS.items() if (r.name, r.side) == LEFT), np.uint8),
+            voxel_mm3=1.0,
+            slices={"adams_cso": round(6.2 / spacing[2] - 0.5)},
+            names=["CentrumSemiovale"],
+            depth=ratings.slab(spacing),
+        )
+        graded[name] = table.set_index("hemisphere").loc["left", ["count", "rating", "slice_count", "adams_count"]]
+    assert graded["axial"].tolist() == graded["coronal"].tolist() == [24, 1, 8, 8]
 
 
 def test_intervals_and_grades_from_what_is_known_of_a_method(rng):

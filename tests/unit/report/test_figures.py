@@ -38,6 +38,15 @@ def test_tiles_keep_proportions_and_overlays_lie_on_the_voxels(volume):
     assert rows.mean() == pytest.approx((10 - 1 - 7 + 0.5) * 20 - 0.5, abs=1)
 
 
+def test_the_margin_around_a_region_is_as_wide_across_coronal_slices_as_within_them():
+    inside = np.zeros((200, 30, 10), bool)
+    inside[90:110, 14:16] = True
+    rows, columns = figures.region_view(inside, (0.5, 4.0, 0.5), 5)
+    assert (columns.stop - columns.start, rows.stop - rows.start) == (60, 8), "10 mm on each side, in whole voxels"
+    rows, columns = figures.region_view(inside, (0.5, 0.5, 4.0), 5)
+    assert (columns.stop - columns.start, rows.stop - rows.start) == (60, 30), "as far as the scan goes"
+
+
 def test_the_mosaic_shows_the_brain_and_nothing_fails_without_one(volume):
     brain = np.ones(volume.shape, bool)
     for mask in (brain, ~brain):
