@@ -85,8 +85,8 @@ def scans(
 
 @cache
 def networks(first: Path | None, second: Path | None, third: Path | None) -> tuple:
-    """The three of them, loaded once."""
-    return parcellation.network(first), nuclei.network(second), slices.network(third)
+    """The three of them, loaded once; without a third file it is left to the app."""
+    return parcellation.network(first), nuclei.network(second), slices.network(third) if third else None
 
 
 def prepared(

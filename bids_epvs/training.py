@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _common(one, examples=(96, "four images each"), judges=10, steps=6000, batch=(4, "slices"), rate=3e-3)
     _by_the_clock(one, "parcellation", "nuclei")
+    _contrast(one)
     one = which.add_parser(
         "unet",
         help="segmentation of EPVS from any of T2w, T1w, FLAIR, SWI",
@@ -187,6 +188,16 @@ def _on_scores(one: argparse.ArgumentParser, *, region: bool = False) -> None:
     )
 
 
+def _contrast(one: argparse.ArgumentParser) -> None:
+    """Images of one contrast alone."""
+    one.add_argument(
+        "--contrast",
+        choices=("T2w", "T1w", "FLAIR"),
+        default="",
+        help="images of this contrast alone, four of each head; '--init shipped' are its own weights if it has some",
+    )
+
+
 _OWN = ("sharp", "enhanced", "squared", "depth", "stride_z")
 """Options of single networks, handed on to what trains them."""
 
@@ -205,9 +216,11 @@ def train(args: argparse.Namespace) -> None:
         "Limits": "Trained on simulation alone. For research use.",
     }
     if getattr(args, "minutes", None):
+        if getattr(args, "contrast", ""):
+            raise UsageError("--minutes makes images of each contrast.", where="--contrast")
         stream(args, heads, judges, about)
         return
-    simulate, learn, packaged = parts(args.model)
+    simulate, learn, packaged = parts(args.model, getattr(args, "contrast", ""))
     if hasattr(args, "kinds"):
         simulate = partial(simulate, kinds=tuple(args.kinds))
     simulate(tuple(judges.values()), args.out / "held-out", number=args.judges, seed=args.seed + 98, nprocs=args.nprocs)
@@ -349,8 +362,11 @@ def subjects(args: argparse.Namespace) -> tuple[Mapping[str, Path], Mapping[str,
     return heads, {s: every[s] for s in args.held_out}
 
 
-def parts(model: str) -> tuple[Callable[..., None], Callable[..., None], Weights]:
-    """What simulates the examples of a network, what trains it, and its packaged weights."""
+def parts(model: str, contrast: str = "") -> tuple[Callable[..., None], Callable[..., None], Weights]:
+    """What simulates the examples of a network, what trains it, and its packaged weights.
+
+    `contrast`: of all images of ``slices``; without one they are of each contrast.
+    """
     # keras is imported by bids_epvs.train, after main has chosen its backend
     if model == "parcellation":
         from bids_epvs.synth import parcels
@@ -366,7 +382,8 @@ def parts(model: str) -> tuple[Callable[..., None], Callable[..., None], Weights
         from bids_epvs.synth import slices as planes
         from bids_epvs.train import slices
 
-        return planes.generate, slices.train, slices.slices.WEIGHTS
+        own = {"make": partial(planes.example, contrast=contrast)} if contrast else {}
+        return partial(planes.generate, **own), slices.train, slices.slices.packaged(contrast)
     if model in ("cnn", "gpunet"):
         from bids_epvs.synth import counts
         from bids_epvs.train import count

@@ -34,6 +34,15 @@ WEIGHTS = Weights(
     licence="Apache-2.0",
     trained_on="simulated images of twelve label maps (see slices.json beside the weights)",
 )
+OWN = {
+    "FLAIR": Weights(
+        file="slices_flair.npz",
+        sha256="2b9f145d2b0b3171444b428fe5067662551c4f309b37440745915e2568e729f9",
+        licence="Apache-2.0",
+        trained_on="simulated FLAIR of twelve label maps (see slices_flair.json beside the weights)",
+    ),
+}
+"""Contrasts that have parameters of their own."""
 CLASSES = parcellation.NAMES[: parcellation.OTHER_SIDE]
 """What the network tells apart, sides together."""
 CHANNELS = parcellation.CHANNELS + 3
@@ -178,11 +187,25 @@ def build(widths: tuple[int, ...] = WIDTHS) -> keras.Model:
     return keras.Model([seen, known], ops.log(known + _FLOOR) + change, name=NAME)
 
 
+def packaged(contrast: str = "") -> Weights:
+    """The packaged weights for a contrast: its own, or those for all."""
+    return OWN.get(contrast, WEIGHTS)
+
+
 @cache
-def network(file: Path | None = None) -> keras.Model:
-    """The network with its packaged weights, or others; see `weights.restored`."""
+def network(file: Path | None = None, contrast: str = "") -> keras.Model:
+    """The network with weights of one's own, or else the packaged ones for a contrast; see `weights.restored`."""
     what = "the network that draws borders in the plane of the slices"
-    return weights.restored(build, WEIGHTS, file, what=what, instead="use --regions-from atlas")[0]
+    return weights.restored(build, packaged(contrast), file, what=what, instead="use --regions-from atlas")[0]
+
+
+def contrast_of(fit: parcellation.Fit) -> str:
+    """T2w, T1w or FLAIR, by the order of fluid, grey and white matter."""
+    tissues = list(parcellation.TISSUES)
+    fluid, grey, white = (fit.mean[tissues.index(name)] for name in ("CSF", "GM", "WM"))
+    if fluid > white:
+        return "T2w"
+    return "FLAIR" if grey > white else "T1w"
 
 
 def window(prior: np.ndarray, multiple: int) -> tuple[slice, slice, slice]:
@@ -220,7 +243,7 @@ def refined(
     prior : ndarray
         (X, Y, Z, ATLAS_LABELS) on that grid; what is missing to 1 is background.
     model : keras.Model, optional
-        By default the packaged one.
+        By default the packaged one for each image's `contrast_of`.
     batch : int
         Slices predicted at a time.
 
@@ -229,11 +252,11 @@ def refined(
     ndarray of float32
         As `prior`; 0 outside its bounding box.
     """
-    model = model or network()
     axis = across(images[0])
     distance = float(voxel_sizes(images[0].affine)[axis])
     turned = np.moveaxis(prior, axis, 2)
-    multiple = 2 ** len([x for x in model.layers if x.name.startswith("max_pooling")])
+    some = model or network()
+    multiple = 2 ** len([x for x in some.layers if x.name.startswith("max_pooling")])
     box = window(turned, multiple)
     known = known_classes(turned[box])
     x, y, z = known.shape[:3]
@@ -241,10 +264,11 @@ def refined(
     for image in images:
         seen = np.moveaxis(np.asarray(image.dataobj, np.float32), axis, 2)[box]
         fit = fitted(seen, known)
+        own = model or network(contrast=contrast_of(fit))
         for start in range(0, z, batch):
             at = range(start, min(start + batch, z))
             given = evidence(seen, fit, distance, at), np.moveaxis(known[:, :, at], 2, 0)
-            made = model.predict_on_batch([padded(g, multiple, batch) for g in given])  # a new shape costs 0.6 s
+            made = own.predict_on_batch([padded(g, multiple, batch) for g in given])  # a new shape costs 0.6 s
             total[start : start + len(at)] += parcellation.softmax(np.asarray(made)[: len(at), :x, :y])
     total *= np.array([ODDS.get(name, 1) for name in CLASSES], np.float32)
     total /= total.sum(axis=-1, keepdims=True)

@@ -39,7 +39,9 @@ def compute(
     network = settings.regions_from == "network" and not segmentation
     if network:
         used = (parcellation, nuclei, slices)
-        content["network"] = [weights.identity(n.WEIGHTS, settings.weights_of(n.NAME)) for n in used]
+        known = [weights.identity(n.WEIGHTS, settings.weights_of(n.NAME)) for n in used]
+        own = () if settings.weights_of(slices.NAME) else slices.OWN.values()
+        content["network"] = known + [w.sha256 for w in own]
     key = write.digest(content)
     files = [*disk.images(scan, settings).values(), *disk.anatomy(scan, settings).values()]
     files.append(disk.transform(scan, settings))
@@ -117,7 +119,7 @@ def _networks(settings: Settings, second_process: Executor | None) -> dict[str, 
     def outline(images_: Sequence[Any], prior: np.ndarray) -> Any:
         if second_process:  # it has all that preparation wants of it, and gets ready for the methods
             second_process.submit(_ready_for_methods, settings)
-        return slices.outline(images_, prior, model=each()[2])
+        return slices.outline(images_, prior, model=each()[2] if settings.weights_of(slices.NAME) else None)
 
     def meanwhile() -> None:
         each()

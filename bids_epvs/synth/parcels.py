@@ -9,7 +9,7 @@ label.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -240,9 +240,21 @@ def scan_affine(head: np.ndarray, order: list[int], spacing: np.ndarray, first: 
 
 
 def acquired(
-    rng: np.random.Generator, head: Anatomy, draw: DrawProtocol | None = None
+    rng: np.random.Generator,
+    head: Anatomy,
+    draw: DrawProtocol | None = None,
+    contrasts: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, nib.Nifti1Image], np.ndarray, nib.Nifti1Image]:
-    """A new deformation of a head: an image of each of `parcellation.CONTRASTS`, their inexact pose, and its labels.
+    """A new deformation of a head: images of it, their inexact pose, and its labels.
+
+    Parameters
+    ----------
+    rng : Generator
+    head : Anatomy
+    draw : callable, optional
+        Draws the protocol of each image.
+    contrasts : mapping, optional
+        Name of each image and its contrast, by default one of each of `parcellation.CONTRASTS`.
 
     Returns
     -------
@@ -255,9 +267,9 @@ def acquired(
     made, filled = draw_head(rng, head)
     pose = pose_error(rng) @ made.to_template
     images = {}
-    for name in parcellation.CONTRASTS:
+    for name, kind in (contrasts or {c: c for c in parcellation.CONTRASTS}).items():
         labels = crop_head(rng, made)
-        images[name] = imaged(rng, made, draw_look(rng, name), labels, filled, draw)
+        images[name] = imaged(rng, made, draw_look(rng, kind), labels, filled, draw)
     return images, pose, nib.Nifti1Image(anatomy.taught(made.labels), made.affine)
 
 

@@ -33,14 +33,17 @@ def draw_protocol(rng: np.random.Generator) -> tuple[Protocol, int]:
     return replace(protocol, spacing=(side, side, distance), thickness=distance * share), axis
 
 
-def example(rng: np.random.Generator, head: Anatomy) -> dict[str, Any]:
+def example(rng: np.random.Generator, head: Anatomy, contrast: str = "") -> dict[str, Any]:
     """For each of `parcellation.CONTRASTS`: intensities, those of the tissues, what is known and what is true.
+
+    With `contrast` as many images of that one, such as FLAIR1, FLAIR2.
 
     All (X, Y, Z, ...) in a window around the brain, slices along Z: ``NAME`` is uint8 (127.5 = the top of the brain),
     ``NAME_fit`` float32 (2, tissues) mean and variance, ``NAME_known`` uint8 (255 = 1), ``NAME_codes`` uint8 class
     numbers at `DEPTHS` and ``NAME_distance`` mm.
     """
-    images, pose, labels = parcels.acquired(rng, head, draw_protocol)
+    own = {f"{contrast}{k}": contrast for k in range(1, len(parcellation.CONTRASTS) + 1)} if contrast else None
+    images, pose, labels = parcels.acquired(rng, head, draw_protocol, own)
     out: dict[str, Any] = {}
     for name, image in images.items():
         turned = nib.as_closest_canonical(image)

@@ -34,40 +34,47 @@ class Examples(loop.Folder):
 
     def __getitem__(self, index: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
         rng = self.rng(index)
-        name = parcellation.CONTRASTS[int(rng.choice(len(parcellation.SHARES), p=parcellation.SHARES))]
         path = self.files[rng.integers(len(self.files))]
-        seen, known, target = read(path, name, rng=rng, most=self.batch)
+        names = images(path)
+        odds = parcellation.SHARES if names == parcellation.CONTRASTS else None
+        seen, known, target = read(path, str(rng.choice(names, p=odds)), rng=rng, most=self.batch)
         seen[..., 0] **= np.float32(np.exp(rng.normal(0, parcellation.GAMMA)))
         if rng.random() < 0.5:
             seen, known, target = seen[:, ::-1], known[:, ::-1], target[:, ::-1]
         return (np.ascontiguousarray(seen), np.ascontiguousarray(known)), np.ascontiguousarray(target)
 
 
+def images(path: Path) -> tuple[str, ...]:
+    """Names of the images of an example: `parcellation.CONTRASTS`, or those of one contrast."""
+    with np.load(path) as stored:
+        return tuple(name.removesuffix("_known") for name in stored.files if name.endswith("_known"))
+
+
 def read(
-    path: Path, contrast: str, *, rng: np.random.Generator | None = None, most: int = 0
+    path: Path, name: str, *, rng: np.random.Generator | None = None, most: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Evidence, known probabilities and shares of the classes of an image's slices, float32 (slices, X, Y, ...).
 
     Parameters
     ----------
     path : Path
-    contrast : str
-        One of `parcellation.CONTRASTS`.
+    name : str
+        One of its `images`.
     rng : Generator, optional
         Draws slices and varies intensities; without it all are read as they are.
     most : int
         How many it draws.
     """
     with np.load(path) as stored:
-        values, codes = stored[contrast].astype(np.float32) / 127.5, stored[f"{contrast}_codes"]
+        values, codes = stored[name].astype(np.float32) / 127.5, stored[f"{name}_codes"]
         at: Sequence[int] = range(values.shape[2])
         if rng is not None:
             values = varied(rng, values)
             odds = chances(codes)
             at = sorted(rng.choice(len(odds), min(most, len(odds)), replace=False, p=odds))
-        fit = parcellation.Fit(1.0, *stored[f"{contrast}_fit"])
-        seen = slices.evidence(values, fit, float(stored[f"{contrast}_distance"]), at)
-        known = np.moveaxis(stored[f"{contrast}_known"][:, :, at], 2, 0).astype(np.float32) / 255
+        fit = parcellation.Fit(1.0, *stored[f"{name}_fit"])
+        seen = slices.evidence(values, fit, float(stored[f"{name}_distance"]), at)
+        known = np.moveaxis(stored[f"{name}_known"][:, :, at], 2, 0).astype(np.float32) / 255
         target = shares(np.moveaxis(codes[:, :, at], 2, 0))
         seen, known, target = (slices.padded(part, MULTIPLE) for part in (seen, known, target))
         return seen, known, target
@@ -90,14 +97,14 @@ def shares(codes: np.ndarray) -> np.ndarray:
 
 
 def dice(model: keras.Model, files: list[Path]) -> Mapping[str, float]:
-    """Dice of each class over one contrast of each example (in turn); first the mean of `JUDGED`.
+    """Dice of each class over one image of each example (in turn); first the mean of `JUDGED`.
 
     ``known`` is their mean Dice of what was known before.
     """
 
     def pairs(*, before: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for number, path in enumerate(files):
-            seen, known, target = read(path, parcellation.CONTRASTS[number % 3])
+            seen, known, target = read(path, images(path)[number % 3])
             for at in range(len(seen)):
                 own = slice(at, at + 1)
                 yield known[own] if before else np.asarray(model.predict_on_batch([seen[own], known[own]])), target[own]

@@ -116,6 +116,39 @@ def test_neighbours_and_distance_are_shown(rng):
     assert (seen[..., -1] == 0.5).all()
 
 
+@pytest.mark.parametrize(
+    ("levels", "contrast"),
+    [((0.9, 0.5, 0.3, 0.4), "T2w"), ((0.1, 0.5, 0.8, 0.6), "T1w"), ((0.1, 0.8, 0.6, 0.7), "FLAIR")],
+)
+def test_the_contrast_is_that_of_the_tissues(levels, contrast):
+    assert list(parcellation.TISSUES)[:3] == ["CSF", "GM", "WM"]
+    assert slices.contrast_of(parcellation.Fit(1.0, np.array(levels), np.full(4, 0.01))) == contrast
+
+
+def test_a_contrast_with_parameters_of_its_own_is_looked_at_with_them(rng, small, monkeypatch):
+    image, prior = head(rng)
+    fluid = prior[..., [LABELS.index(4), LABELS.index(43)]].any(axis=-1)
+    dark = nib.Nifti1Image(np.where(fluid, 50, np.asarray(image.dataobj)), image.affine)
+    plain, asked = slices.build(SMALL), []
+
+    def network(file=None, contrast=""):
+        asked.append(contrast)
+        return small if contrast == "FLAIR" else plain
+
+    monkeypatch.setattr(slices, "network", network)
+    monkeypatch.setattr(slices, "contrast_of", lambda fit: "FLAIR" if fit.mean[0] < fit.mean[2] else "T2w")
+    assert np.array_equal(slices.refined([image], prior), slices.refined([image], prior, model=plain))
+    assert np.array_equal(slices.refined([dark], prior), slices.refined([dark], prior, model=small))
+    assert set(asked) == {"", "T2w", "FLAIR"}
+
+
+def test_packaged_parameters_are_there_for_every_contrast():
+    for contrast in ("", *slices.OWN):
+        model = slices.network(contrast=contrast)
+        assert model.count_params() == slices.network().count_params()
+    assert slices.packaged("T1w") == slices.WEIGHTS
+
+
 def test_thick_slices_take_its_labels_thin_ones_those_of_intensities(rng, monkeypatch):
     image, prior = head(rng)
     data = np.stack([prior[..., LABELS.index(i)] for i in parcellation.outputs()], axis=-1)
@@ -143,8 +176,8 @@ def test_thick_slices_take_its_labels_thin_ones_those_of_intensities(rng, monkey
 
 
 @pytest.fixture(scope="module")
-def made():
-    """An example of a coarse head; the other networks are untrained and repeat the atlas."""
+def coarse():
+    """What makes an example of a coarse head; the other networks are untrained and repeat the atlas."""
     from bids_epvs.models import nuclei
     from bids_epvs.synth import anatomy, parcels
     from bids_epvs.synth import slices as planes
@@ -156,7 +189,32 @@ def made():
         patch.setattr(parcels, "WARP_MM", 1.0)
         patch.setattr(parcels, "pose_error", lambda _: np.eye(4))
         patch.setattr(nuclei, "predict", lambda images, pose: looks.predict(images, pose, model=first))
-        return planes.example(np.random.default_rng(20261121), anatomy.average())
+        yield lambda contrast="": planes.example(np.random.default_rng(20261121), anatomy.average(), contrast)
+
+
+@pytest.fixture(scope="module")
+def made(coarse):
+    return coarse()
+
+
+def test_an_example_of_one_contrast_has_four_images_of_it(coarse, tmp_path):
+    from bids_epvs.train import slices as train
+
+    np.savez(tmp_path / "example-00000.npz", **coarse("FLAIR"))
+    names = train.images(tmp_path / "example-00000.npz")
+    assert names == ("FLAIR1", "FLAIR2", "FLAIR3", "FLAIR4")
+    with np.load(tmp_path / "example-00000.npz") as stored:
+        for name in names:
+            image, middle = stored[name].astype(float), stored[f"{name}_codes"][..., 2]
+            fluid, white = (np.isin(middle, CLASSES.index(n)) for n in ("LateralVentricle", "CerebralWhiteMatter"))
+            assert np.median(image[fluid]) < 0.8 * np.median(image[white]), name
+        assert (
+            not np.array_equal(stored["FLAIR1"].shape, stored["FLAIR2"].shape)
+            or (stored["FLAIR1"] != stored["FLAIR2"]).any()
+        )
+    seen = train.Examples(tmp_path, steps=8, batch=1)
+    shapes = {seen[k][1].shape for k in range(8)}
+    assert len(shapes) > 1, "all of them are shown"
 
 
 def test_an_example_shows_its_labels_at_the_right_place(made):
@@ -208,16 +266,18 @@ def test_training_improves_on_what_is_known(tmp_path, made):
     assert found[-1] < found[0] - 0.02
 
 
-def test_from_the_command_line_to_weights_the_app_can_use(tmp_path, rng, monkeypatch):
+@pytest.mark.parametrize("contrast", ["", "FLAIR"])
+def test_from_the_command_line_to_weights_the_app_can_use(tmp_path, rng, monkeypatch, contrast):
     import json
 
     from bids_epvs import training
     from bids_epvs.synth import slices as planes
 
-    def generate(heads, out, *, number, seed, nprocs):
+    def generate(heads, out, *, number, seed, nprocs, make=None):
+        assert (make.keywords if make else {}) == ({"contrast": contrast} if contrast else {})
         out.mkdir(parents=True)
         made, shape = {}, (16, 24, 6)
-        for name in parcellation.CONTRASTS:
+        for name in [f"{contrast}{k}" for k in (1, 2, 3, 4)] if contrast else parcellation.CONTRASTS:
             made[name] = rng.integers(0, 255, shape).astype(np.uint8)
             made[f"{name}_fit"] = np.stack([np.linspace(0.1, 0.9, 4), np.full(4, 0.01)]).astype(np.float32)
             made[f"{name}_known"] = np.full((*shape, len(CLASSES)), 16, np.uint8)
@@ -228,7 +288,7 @@ def test_from_the_command_line_to_weights_the_app_can_use(tmp_path, rng, monkeyp
     monkeypatch.setattr(planes, "generate", generate)
     for name in ("01", "02"):
         (tmp_path / f"sub-{name}_dseg.nii.gz").touch()
-    few = ("--steps", "2", "--epoch", "1", "--widths", "2", "2")
+    few = ("--steps", "2", "--epoch", "1", "--widths", "2", "2", *(("--contrast", contrast) if contrast else ()))
     assert training.main(["slices", str(tmp_path), str(tmp_path / "out"), "--held-out", "02", *few]) == 0
     card = json.loads((tmp_path / "out/card.json").read_text())
     assert card["Architecture"] == {"widths": [2, 2]}
