@@ -87,7 +87,7 @@ def main() -> None:
         before = out.get(str(model), {})
         out[str(model)] = {
             **before,
-            "WeightsSHA256": sorted({weights.of(turned=t).sha256 for t in (False, True)}),
+            "WeightsSHA256": sorted({own.sha256 for own in (weights, *weights.own.values())}),
             **found,
             "CoverageLeaveOneOut": {**before.get("CoverageLeaveOneOut", {}), **held},
         }

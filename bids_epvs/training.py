@@ -16,6 +16,7 @@ import pandas as pd
 
 from bids_epvs.derivatives import write
 from bids_epvs.errors import EpvsError, NothingToDoError, UsageError
+from bids_epvs.records import REFERENCES
 from bids_epvs.synth.examples import KINDS
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def _contrast(one: argparse.ArgumentParser) -> None:
     """Images of one contrast alone."""
     one.add_argument(
         "--contrast",
-        choices=("T2w", "T1w", "FLAIR"),
+        choices=REFERENCES,
         default="",
         help="images of this contrast alone, four of each head; '--init shipped' are its own weights if it has some",
     )
@@ -383,7 +384,7 @@ def parts(model: str, contrast: str = "") -> tuple[Callable[..., None], Callable
         from bids_epvs.train import slices
 
         own = {"make": partial(planes.example, contrast=contrast)} if contrast else {}
-        return partial(planes.generate, **own), slices.train, slices.slices.packaged(contrast)
+        return partial(planes.generate, **own), slices.train, slices.slices.WEIGHTS.of(contrast)
     if model in ("cnn", "gpunet"):
         from bids_epvs.synth import counts
         from bids_epvs.train import count

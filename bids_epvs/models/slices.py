@@ -33,16 +33,15 @@ WEIGHTS = Weights(
     sha256="97b694a6caaa5de1980483114c408343c7d9d47a497aeb8e7303b80ec74d7bfe",
     licence="Apache-2.0",
     trained_on="simulated images of twelve label maps (see slices.json beside the weights)",
+    own={
+        "FLAIR": Weights(
+            file="slices_flair.npz",
+            sha256="2b9f145d2b0b3171444b428fe5067662551c4f309b37440745915e2568e729f9",
+            licence="Apache-2.0",
+            trained_on="simulated FLAIR of twelve label maps (see slices_flair.json beside the weights)",
+        ),
+    },
 )
-OWN = {
-    "FLAIR": Weights(
-        file="slices_flair.npz",
-        sha256="2b9f145d2b0b3171444b428fe5067662551c4f309b37440745915e2568e729f9",
-        licence="Apache-2.0",
-        trained_on="simulated FLAIR of twelve label maps (see slices_flair.json beside the weights)",
-    ),
-}
-"""Contrasts that have parameters of their own."""
 CLASSES = parcellation.NAMES[: parcellation.OTHER_SIDE]
 """What the network tells apart, sides together."""
 CHANNELS = parcellation.CHANNELS + 3
@@ -187,16 +186,18 @@ def build(widths: tuple[int, ...] = WIDTHS) -> keras.Model:
     return keras.Model([seen, known], ops.log(known + _FLOOR) + change, name=NAME)
 
 
-def packaged(contrast: str = "") -> Weights:
-    """The packaged weights for a contrast: its own, or those for all."""
-    return OWN.get(contrast, WEIGHTS)
+def network(file: Path | None = None, contrast: str = "") -> keras.Model:
+    """The network with weights of one's own, or else the packaged ones for a contrast; see `weights.restored`.
+
+    What it has read once it keeps.
+    """
+    return _read(file, contrast if file is None and contrast in WEIGHTS.own else "")
 
 
 @cache
-def network(file: Path | None = None, contrast: str = "") -> keras.Model:
-    """The network with weights of one's own, or else the packaged ones for a contrast; see `weights.restored`."""
+def _read(file: Path | None, contrast: str) -> keras.Model:
     what = "the network that draws borders in the plane of the slices"
-    return weights.restored(build, packaged(contrast), file, what=what, instead="use --regions-from atlas")[0]
+    return weights.restored(build, WEIGHTS.of(contrast), file, what=what, instead="use --regions-from atlas")[0]
 
 
 def contrast_of(fit: parcellation.Fit) -> str:

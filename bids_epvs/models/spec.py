@@ -24,8 +24,9 @@ class Weights:
         Terms, and the data in words.
     metrics : mapping
         Held-out figures.
-    turned : Weights, optional
-        Parameters of the same network for thick coronal and sagittal slices (`planes.kind`).
+    own : mapping
+        Parameters of the same network for some scans alone: ``turned`` (thick coronal and sagittal slices,
+        `planes.kind`), or a contrast.
     """
 
     file: str
@@ -33,11 +34,11 @@ class Weights:
     licence: str
     trained_on: str
     metrics: Mapping[str, float] = field(default_factory=dict)
-    turned: Weights | None = None
+    own: Mapping[str, Weights] = field(default_factory=dict)
 
-    def of(self, *, turned: bool) -> Weights:
-        """Those for slices as they are."""
-        return self.turned if turned and self.turned else self
+    def of(self, scan: str) -> Weights:
+        """Those for a kind of scan: its own, or else these."""
+        return self.own.get(scan, self)
 
 
 @dataclass(frozen=True)

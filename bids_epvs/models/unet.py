@@ -33,12 +33,14 @@ WEIGHTS = Weights(
     sha256="89b392a9736d62d61e811258c6b60438eb9adb87d65c8cdeb1dbb565c1ff30f0",
     licence="Apache-2.0",
     trained_on="simulated brains of twelve label maps (see unet.json beside the weights)",
-    turned=Weights(
-        file="unet_turned.npz",
-        sha256="a13a15668a2f97c580d3c51ad4318d6d4d9caa4f5be9332789993b1e6d8706dd",
-        licence="Apache-2.0",
-        trained_on="thick coronal and sagittal slices of the same heads (see unet_turned.json beside the weights)",
-    ),
+    own={
+        "turned": Weights(
+            file="unet_turned.npz",
+            sha256="a13a15668a2f97c580d3c51ad4318d6d4d9caa4f5be9332789993b1e6d8706dd",
+            licence="Apache-2.0",
+            trained_on="thick coronal and sagittal slices of the same heads (see unet_turned.json beside the weights)",
+        ),
+    },
 )
 SEQUENCES = ("T2w", "T1w", "FLAIR", "SWI")
 """Channels, in this order."""

@@ -194,17 +194,17 @@ def network_of(
     """
 
     @cache
-    def read(file: Path | None, turned: bool) -> tuple[keras.Model, Mapping[str, Any]]:
-        own = packaged.of(turned=turned)
+    def read(file: Path | None, scan: str) -> tuple[keras.Model, Mapping[str, Any]]:
+        own = packaged.of(scan)
         model, path = restored(build, own, file, what=f"the network {name}", instead="choose --models frangi")
         return model, calibration(path)
 
     def network(file: Path | None = None, *, turned: bool = False) -> tuple[keras.Model, Mapping[str, Any]]:
-        return read(file, turned and file is None and packaged.turned is not None)
+        return read(file, "turned" if turned and file is None and "turned" in packaged.own else "")
 
     return network
 
 
 def identity(weights: Weights, file: Path | None = None, *, turned: bool = False) -> str:
     """SHA-256 of the parameters a method uses, packaged or its user's; `turned`: for coronal and sagittal slices."""
-    return digest(file) if file else weights.of(turned=turned).sha256
+    return digest(file) if file else weights.of("turned" if turned else "").sha256

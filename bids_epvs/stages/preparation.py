@@ -40,7 +40,7 @@ def compute(
     if network:
         used = (parcellation, nuclei, slices)
         known = [weights.identity(n.WEIGHTS, settings.weights_of(n.NAME)) for n in used]
-        own = () if settings.weights_of(slices.NAME) else slices.OWN.values()
+        own = () if settings.weights_of(slices.NAME) else slices.WEIGHTS.own.values()
         content["network"] = known + [w.sha256 for w in own]
     key = write.digest(content)
     files = [*disk.images(scan, settings).values(), *disk.anatomy(scan, settings).values()]

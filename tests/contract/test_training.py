@@ -32,6 +32,13 @@ def test_wrong_subjects_are_named(labelmaps, tmp_path, capsys):
     assert "no label map is left" in capsys.readouterr().err
 
 
+def test_images_by_the_clock_are_of_each_contrast(labelmaps, tmp_path, capsys):
+    given = ("--held-out", "02", "--minutes", "1", "--contrast", "FLAIR")
+    assert training.main(["slices", str(labelmaps), str(tmp_path), *given]) == 64
+    assert "--contrast: --minutes makes images of each contrast" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_from_label_maps_to_weights(labelmaps, tmp_path):
     small = ("--examples", "1", "--judges", "1", "--steps", "4", "--epoch", "2", "--widths", "2", "2", "--nprocs", "1")

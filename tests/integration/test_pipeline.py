@@ -24,6 +24,7 @@ from bids_epvs import pipeline
 from bids_epvs.cli import main, run, settings_from
 from bids_epvs.derivatives import paths
 from bids_epvs.errors import UsageError
+from bids_epvs.measure.ratings import shown, slice_counts
 from bids_epvs.models import default, load
 from bids_epvs.prepare.regions import NAMES, indices
 
@@ -574,3 +575,10 @@ def test_coronal_slices_are_looked_at_as_they_were_acquired(quick, tmp_path):
     assert "slices are coronal (3.0 mm)" in words and "this method rates axial ones" in words and "No answer." in words
     summary = pd.read_csv(anat / "sub-01_desc-summary_epvs.tsv", sep="\t")
     assert summary.loc[summary["model"] == "resnet152", "rating"].isna().all()
+    labels = np.asarray(nib.load(anat / "sub-01_label-EPVS_desc-unetinstances_dseg.nii.gz").dataobj)
+    lesions = pd.read_csv(anat / "sub-01_desc-lesions_epvs.tsv", sep="\t").query("region == 'CentrumSemiovale'")
+    rows = summary[(summary["model"] == "unet") & (summary["region"] == "CentrumSemiovale")].set_index("hemisphere")
+    for side, own in lesions[lesions["model"] == "unet"].groupby("hemisphere"):
+        plane, slab = (slice_counts(shown(labels, n), own["index"], labels.shape[2]).max() for n in (1, 5))
+        assert rows.loc[side, "slice_count"] == slab > plane, "five planes of 0.8 mm"
+    assert "axial planes" in words and "(4 mm together)" in words

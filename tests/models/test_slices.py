@@ -143,10 +143,11 @@ def test_a_contrast_with_parameters_of_its_own_is_looked_at_with_them(rng, small
 
 
 def test_packaged_parameters_are_there_for_every_contrast():
-    for contrast in ("", *slices.OWN):
+    for contrast in ("", *slices.WEIGHTS.own):
         model = slices.network(contrast=contrast)
         assert model.count_params() == slices.network().count_params()
-    assert slices.packaged("T1w") == slices.WEIGHTS
+    assert slices.WEIGHTS.of("T1w") == slices.WEIGHTS
+    assert slices.network(contrast="T2w") is slices.network() is not slices.network(contrast="FLAIR")
 
 
 def test_thick_slices_take_its_labels_thin_ones_those_of_intensities(rng, monkeypatch):

@@ -156,7 +156,7 @@ def test_coronal_and_sagittal_slices_have_a_network_of_their_own(rng, file, tmp_
     own, packaged = unet.build(SMALL), {"axial.npz": file, "turned.npz": tmp_path / "turned.npz"}
     own.set_weights([w + 0.1 for w in own.get_weights()])
     weights.save(own, packaged["turned.npz"], {"widths": SMALL}, {"turned": {"T2w": {**SETTLED, "slope": 2.0}}})
-    both = Weights("axial.npz", "a", "", "", turned=Weights("turned.npz", "b", "", ""))
+    both = Weights("axial.npz", "a", "", "", own={"turned": Weights("turned.npz", "b", "", "")})
     monkeypatch.setattr(weights, "shipped", lambda given: packaged[given.file])
     monkeypatch.setattr(unet, "network", weights.network_of("unet", unet.build, both))
     thick = replace(prepared(rng, ("T2w",)), spacing=(0.6, 0.6, 4.0))
@@ -167,7 +167,7 @@ def test_coronal_and_sagittal_slices_have_a_network_of_their_own(rng, file, tmp_
     given = {**unet.SPEC.parameters, "weights": file}
     assert unet.predict(replace(thick, turned=True), given).parameters["slope"] == 1.0, "the user's serve all slices"
     assert len({weights.identity(both, file, turned=t) for t in (False, True)}) == 1
-    alone = replace(both, turned=None)
+    alone = replace(both, own={})
     assert weights.identity(alone, turned=True) == "a"
 
 
