@@ -50,7 +50,7 @@ def main() -> None:
         first = next(iter(regions.values()))
         kind = planes.kind((0.5, 0.5, first.slice_mm), turned=first.turned)
         for name, network in NETWORKS.items():
-            model, stored = network(given.get(name), turned=first.turned)
+            model, stored = network(given.get(name), slices=kind)
             known = planes.of_kind(stored, kind) or {}
             found = {}
             for index, region in regions.items():

@@ -187,7 +187,7 @@ def predictor(
 
     def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
         """Counts of one session from its T2w."""
-        model, stored = network(parameters.get("weights"), turned=prepared.turned)
+        model, stored = network(parameters.get("weights"), slices=planes.kind(prepared.spacing, turned=prepared.turned))
         found = densities(model, prepared, stored)
         record = recorded(parameters)
         known = record["calibration"] = settled(stored, prepared)

@@ -222,8 +222,9 @@ def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
         the regions, but for the EPVS in `mask` that run on there, for ``beyond_mm`` at most.
     """
     names = tuple(name for name in SEQUENCES if name in prepared.images)
-    model, stored = network(parameters.get("weights"), turned=prepared.turned)
-    used = calibrated(stored, names, planes.kind(prepared.spacing, turned=prepared.turned))
+    slices = planes.kind(prepared.spacing, turned=prepared.turned)
+    model, stored = network(parameters.get("weights"), slices=slices)
+    used = calibrated(stored, names, slices)
     inside = (prepared.regions > 0) & ~prepared.csf
     if not inside.any():
         nothing = np.zeros(inside.shape, np.float32)

@@ -190,7 +190,7 @@ def network_of(
 ) -> Callable[..., tuple[keras.Model, Mapping[str, Any]]]:
     """A function from a file (or nothing: the packaged one) to a method's network and its calibration; see `restored`.
 
-    What it has read once it keeps. ``turned=True`` asks for the packaged parameters for coronal and sagittal slices.
+    What it has read once it keeps. ``slices`` (`planes.kind`) asks for the packaged parameters for such slices.
     """
 
     @cache
@@ -199,12 +199,12 @@ def network_of(
         model, path = restored(build, own, file, what=f"the network {name}", instead="choose --models frangi")
         return model, calibration(path)
 
-    def network(file: Path | None = None, *, turned: bool = False) -> tuple[keras.Model, Mapping[str, Any]]:
-        return read(file, "turned" if turned and file is None and "turned" in packaged.own else "")
+    def network(file: Path | None = None, *, slices: str = "") -> tuple[keras.Model, Mapping[str, Any]]:
+        return read(file, slices if file is None and slices in packaged.own else "")
 
     return network
 
 
-def identity(weights: Weights, file: Path | None = None, *, turned: bool = False) -> str:
-    """SHA-256 of the parameters a method uses, packaged or its user's; `turned`: for coronal and sagittal slices."""
-    return digest(file) if file else weights.of("turned" if turned else "").sha256
+def identity(weights: Weights, file: Path | None = None, *, slices: str = "") -> str:
+    """SHA-256 of the parameters a method uses for a kind of slices (`planes.kind`), packaged or its user's."""
+    return digest(file) if file else weights.of(slices).sha256

@@ -36,7 +36,7 @@ def compute(
     content = {"stage": "model", "name": name, "prepared": prepared_key, "parameters": parameters}
     if spec.weights:
         file = settings.weights_of(name)
-        identities = [weights.identity(spec.weights, file, turned=turned) for turned in (False, True)]
+        identities = {slices: weights.identity(spec.weights, file, slices=slices) for slices in planes.NEAREST}
         content["weights"] = identities
     key = write.digest({**content, "limits": limits, "regions": settings.regions})
     files = disk.model_files(scan, settings, name)
@@ -58,7 +58,7 @@ def compute(
     }
     meta |= {"Notes": list(prediction.notes), "Calibrated": spec.calibrated, write.KEY: key}
     if spec.weights:
-        meta["WeightsSHA256"] = identities[planes.kind(prepared.spacing) == "turned"]
+        meta["WeightsSHA256"] = identities[planes.kind(prepared.spacing)]
     _write_maps(files, prediction, prepared, spec, meta)
     if "instances" in files:
         _write_instances(files, prediction, prepared, settings, meta)

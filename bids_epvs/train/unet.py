@@ -405,7 +405,7 @@ def train(
     about : mapping, optional
     """
     keras.utils.set_random_seed(schedule.seed)
-    model, architecture = loop.started(unet.build, unet.WIDTHS, widths, init)
+    model, architecture = loop.started(unet.build, unet.WIDTHS, widths, init, grows=True)
     data = Examples(examples, steps=schedule.epoch, batch=batch, seed=schedule.seed)
     files = sorted(held_out.glob("example-*.npz"))
     judges = [read(path) for path in files]

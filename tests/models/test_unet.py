@@ -163,16 +163,16 @@ def test_coronal_and_sagittal_slices_have_a_network_of_their_own(rng, file, tmp_
     axial, turned = (unet.predict(replace(thick, turned=t), unet.SPEC.parameters) for t in (False, True))
     assert (axial.parameters["slope"], turned.parameters["slope"]) == (1.0, 2.0)
     assert not np.allclose(axial.probability, turned.probability)
-    assert [weights.identity(both, turned=t) for t in (False, True)] == ["a", "b"]
+    assert [weights.identity(both, slices=s) for s in ("thick", "turned")] == ["a", "b"]
     given = {**unet.SPEC.parameters, "weights": file}
     assert unet.predict(replace(thick, turned=True), given).parameters["slope"] == 1.0, "the user's serve all slices"
-    assert len({weights.identity(both, file, turned=t) for t in (False, True)}) == 1
+    assert len({weights.identity(both, file, slices=s) for s in ("thick", "turned")}) == 1
     alone = replace(both, own={})
-    assert weights.identity(alone, turned=True) == "a"
+    assert weights.identity(alone, slices="turned") == "a"
 
 
 def test_the_packaged_network_for_coronal_and_sagittal_slices_is_whole():
-    model, stored = unet.network(turned=True)
+    model, stored = unet.network(slices="turned")
     assert model.count_params() == unet.network()[0].count_params()
     assert set(stored) == {"turned"} and set(stored["turned"]) == {"+".join(c) for c in unet.COMBINATIONS}
 

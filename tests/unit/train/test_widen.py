@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bids_epvs.errors import DataError
-from bids_epvs.models import nuclei, parcellation, slices, weights
+from bids_epvs.models import nuclei, parcellation, slices, unet, weights
 
 weights.configure()
 import keras  # noqa: E402
@@ -39,6 +39,12 @@ CASES = {
         {"widths": (4, 3, 6, 6)},
         (RNG.random((1, 16, 24, slices.CHANNELS), np.float32), shares(1, 16, 24, len(slices.CLASSES))),
     ),
+    "unet": (
+        unet.build,
+        {"widths": (2, 3, 4)},
+        {"widths": (4, 5, 4)},
+        (RNG.random((1, 16, 24, unet.CHANNELS), np.float32),),
+    ),
 }
 
 
@@ -46,11 +52,14 @@ CASES = {
 def test_a_wider_network_says_the_same(name, tmp_path):
     build, narrow, wide, given = CASES[name]
     old = build(**narrow)
-    old.set_weights([RNG.normal(0, 0.3, w.shape).astype(np.float16) for w in old.get_weights()])
+    drawn = {w.path: RNG.normal(0, 0.3, w.shape).astype(np.float16) for w in old.weights}
+    old.set_weights([np.abs(drawn[w.path]) if "variance" in w.path else drawn[w.path] for w in old.weights])
     weights.save(old, tmp_path / "old.npz", narrow)
     new, architecture = loop.started(build, (9, 9), wide["widths"], tmp_path / "old.npz", wide.get("sharp"), grows=True)
     assert architecture == wide
-    before, after = (keras.ops.convert_to_numpy(m(list(given), training=False)) for m in (old, new))
+    before, after = (
+        keras.ops.convert_to_numpy(m(list(given) if len(given) > 1 else given[0], training=False)) for m in (old, new)
+    )
     assert before.std() > 0.1
     np.testing.assert_allclose(after, before, atol=2e-4)
     assert new.count_params() > old.count_params()
