@@ -118,7 +118,7 @@ def main() -> None:
             figures = metrics.measures(
                 known, labels, score, session.spacing, where, seen=seen, calibrated=model == "unet"
             )
-            kind = planes.kind(session.spacing, turned=session.turned)
+            kind = planes.kind_of(session)
             name = f"unet {'+'.join(names)}" if model == "unet" else model
             about = {"label": path.stem, "model": name, "slice_mm": session.spacing[2]}
             split = {"resolution": {"thin": "isotropic"}.get(kind, kind), "mimics": "with", "contrast": "unknown"}

@@ -35,6 +35,7 @@ from bids_epvs.derivatives import write
 from bids_epvs.evaluate import cases
 from bids_epvs.measure import spread
 from bids_epvs.models import MODELS, load
+from bids_epvs.models.weights import identities
 from bids_epvs.prepare import planes
 
 FEWEST = 10
@@ -87,7 +88,7 @@ def main() -> None:
         before = out.get(str(model), {})
         out[str(model)] = {
             **before,
-            "WeightsSHA256": sorted({own.sha256 for own in (weights, *weights.own.values())}),
+            "WeightsSHA256": sorted(set(identities(weights).values())),
             **found,
             "CoverageLeaveOneOut": {**before.get("CoverageLeaveOneOut", {}), **held},
         }

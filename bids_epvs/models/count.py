@@ -157,7 +157,7 @@ def interval(count: float, spread: float) -> tuple[float, float]:
 
 def settled(stored: Mapping[str, Any], prepared: Prepared) -> Mapping[str, Mapping[str, float]]:
     """The calibration of each region for the slices of a session (`planes.of_kind`)."""
-    return planes.of_kind(stored, planes.kind(prepared.spacing, turned=prepared.turned)) or {}
+    return planes.of_kind(stored, planes.kind_of(prepared)) or {}
 
 
 def findings(counts: Mapping[int, float], known: Mapping[str, Mapping[str, float]]) -> tuple[Finding, ...]:
@@ -187,7 +187,7 @@ def predictor(
 
     def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
         """Counts of one session from its T2w."""
-        model, stored = network(parameters.get("weights"), slices=planes.kind(prepared.spacing, turned=prepared.turned))
+        model, stored = network(parameters.get("weights"), slices=planes.kind_of(prepared))
         found = densities(model, prepared, stored)
         record = recorded(parameters)
         known = record["calibration"] = settled(stored, prepared)

@@ -222,7 +222,7 @@ def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
         the regions, but for the EPVS in `mask` that run on there, for ``beyond_mm`` at most.
     """
     names = tuple(name for name in SEQUENCES if name in prepared.images)
-    slices = planes.kind(prepared.spacing, turned=prepared.turned)
+    slices = planes.kind_of(prepared)
     model, stored = network(parameters.get("weights"), slices=slices)
     used = calibrated(stored, names, slices)
     inside = (prepared.regions > 0) & ~prepared.csf

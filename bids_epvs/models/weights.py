@@ -205,6 +205,8 @@ def network_of(
     return network
 
 
-def identity(weights: Weights, file: Path | None = None, *, slices: str = "") -> str:
-    """SHA-256 of the parameters a method uses for a kind of slices (`planes.kind`), packaged or its user's."""
-    return digest(file) if file else weights.of(slices).sha256
+def identities(weights: Weights, file: Path | None = None) -> dict[str, str]:
+    """SHA-256 of the parameters a network uses, by kind of scan (`Weights.own`); ``""``: all others, or `file`."""
+    if file:
+        return {"": digest(file)}
+    return {"": weights.sha256, **{scan: own.sha256 for scan, own in weights.own.items()}}

@@ -84,6 +84,11 @@ def kind(spacing: Sequence[float], *, turned: bool = False) -> str:
     return "turned" if turned or slice_axis(spacing) != AXIAL else thickness(spacing)
 
 
+def kind_of(prepared: Prepared) -> str:
+    """`kind` of the slices of a session, as it is or `in_slices`."""
+    return kind(prepared.spacing, turned=prepared.turned)
+
+
 def of_kind(stored: Mapping[str, Figures], wanted: str) -> Figures | None:
     """What is stored for a kind of slices, or for the `NEAREST` that there is; None where there is nothing."""
     return next((stored[name] for name in NEAREST[wanted] if name in stored), None)

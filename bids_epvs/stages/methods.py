@@ -35,8 +35,7 @@ def compute(
     parameters = {**spec.parameters, **settings.parameters.get(name, {})}
     content = {"stage": "model", "name": name, "prepared": prepared_key, "parameters": parameters}
     if spec.weights:
-        file = settings.weights_of(name)
-        identities = {slices: weights.identity(spec.weights, file, slices=slices) for slices in planes.NEAREST}
+        identities = weights.identities(spec.weights, settings.weights_of(name))
         content["weights"] = identities
     key = write.digest({**content, "limits": limits, "regions": settings.regions})
     files = disk.model_files(scan, settings, name)
@@ -58,7 +57,7 @@ def compute(
     }
     meta |= {"Notes": list(prediction.notes), "Calibrated": spec.calibrated, write.KEY: key}
     if spec.weights:
-        meta["WeightsSHA256"] = identities[planes.kind(prepared.spacing)]
+        meta["WeightsSHA256"] = identities.get(planes.kind_of(prepared), identities[""])
     _write_maps(files, prediction, prepared, spec, meta)
     if "instances" in files:
         _write_instances(files, prediction, prepared, settings, meta)

@@ -39,9 +39,8 @@ def compute(
     network = settings.regions_from == "network" and not segmentation
     if network:
         used = (parcellation, nuclei, slices)
-        known = [weights.identity(n.WEIGHTS, settings.weights_of(n.NAME)) for n in used]
-        own = () if settings.weights_of(slices.NAME) else slices.WEIGHTS.own.values()
-        content["network"] = known + [w.sha256 for w in own]
+        known = (weights.identities(n.WEIGHTS, settings.weights_of(n.NAME)).values() for n in used)
+        content["network"] = [sha256 for own in known for sha256 in own]
     key = write.digest(content)
     files = [*disk.images(scan, settings).values(), *disk.anatomy(scan, settings).values()]
     files.append(disk.transform(scan, settings))

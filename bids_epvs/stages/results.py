@@ -97,7 +97,7 @@ def _measure(scan: Scan, settings: Settings, name: str, prepared: Prepared) -> t
     if "findings" in files:
         summary = ratings.merged(summary, write.read_table(files["findings"]), marks="instances" in files)
     if not find_segmentation(scan, settings.derivatives):  # errors were measured with regions of the app
-        errors = spread.known(name, about.get("WeightsSHA256", ""), planes.kind(prepared.spacing))
+        errors = spread.known(name, about.get("WeightsSHA256", ""), planes.kind_of(prepared))
         summary = spread.widened(summary, errors)
     return lesion, summary
 

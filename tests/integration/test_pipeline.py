@@ -568,6 +568,8 @@ def test_coronal_slices_are_looked_at_as_they_were_acquired(quick, tmp_path):
     anat, truth = out / "sub-01" / "anat", raw / "derivatives" / "truth" / "sub-01" / "anat"
     found = np.asarray(nib.load(anat / "sub-01_label-EPVS_desc-unet_mask.nii.gz").dataobj) > 0
     true = np.asarray(nib.load(truth / "sub-01_label-EPVS_probseg.nii.gz").dataobj) > 0.3
+    sidecar = json.loads((anat / "sub-01_label-EPVS_desc-unet_mask.json").read_text())
+    assert sidecar["WeightsSHA256"] == load("unet").weights.own["turned"].sha256
     assert found.sum() > 0.3 * true.sum()
     near = ndimage.binary_dilation(true, np.ones((3, 3, 3)))
     assert near[found].mean() > 0.8

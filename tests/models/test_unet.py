@@ -163,12 +163,12 @@ def test_coronal_and_sagittal_slices_have_a_network_of_their_own(rng, file, tmp_
     axial, turned = (unet.predict(replace(thick, turned=t), unet.SPEC.parameters) for t in (False, True))
     assert (axial.parameters["slope"], turned.parameters["slope"]) == (1.0, 2.0)
     assert not np.allclose(axial.probability, turned.probability)
-    assert [weights.identity(both, slices=s) for s in ("thick", "turned")] == ["a", "b"]
+    assert weights.identities(both) == {"": "a", "turned": "b"}
     given = {**unet.SPEC.parameters, "weights": file}
     assert unet.predict(replace(thick, turned=True), given).parameters["slope"] == 1.0, "the user's serve all slices"
-    assert len({weights.identity(both, file, slices=s) for s in ("thick", "turned")}) == 1
+    assert weights.identities(both, file) == {"": weights.digest(file)}
     alone = replace(both, own={})
-    assert weights.identity(alone, slices="turned") == "a"
+    assert weights.identities(alone) == {"": "a"}
 
 
 def test_the_packaged_network_for_coronal_and_sagittal_slices_is_whole():

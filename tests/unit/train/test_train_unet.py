@@ -7,7 +7,8 @@ import pytest
 from scipy import ndimage
 
 from bids_epvs.errors import DataError
-from bids_epvs.models import pieces, unet
+from bids_epvs.models import pieces, unet, weights
+from bids_epvs.train import loop
 from bids_epvs.train import unet as training
 
 SHAPE, SPACING = (60, 70, 12), (0.5, 0.5, 4.0)
@@ -135,3 +136,11 @@ def test_calibration_error_is_the_mean_gap(path):
     flat = replace(one, logit=np.zeros_like(one.logit))
     gap = training.reliability([flat], {"slope": 1, "offset": 0})
     assert gap == pytest.approx(0.5 - one.share[one.inside].mean(), abs=1e-4)
+
+
+def test_a_wider_network_goes_on_from_a_narrower_one(path, tmp_path, monkeypatch):
+    weights.save(unet.build((2, 3)), tmp_path / "narrow.npz", {"widths": (2, 3)})
+    monkeypatch.setattr(training, "calibrate", lambda *_: {})
+    init, short = tmp_path / "narrow.npz", loop.Schedule(1, epoch=1)
+    training.train(path.parent, path.parent, tmp_path / "out", short, batch=1, widths=(4, 3), init=init)
+    assert tuple(weights.architecture(tmp_path / "out" / "weights.npz")["widths"]) == (4, 3)
