@@ -2,10 +2,11 @@
 
 ``python benchmarks/parcellation.py LABELMAPS OUT.tsv`` deforms each head of `bids_epvs.train.HELD_OUT_SUBJECTS`, adds
 EPVS and lesions, images it as T2w, T1w and FLAIR at 1 mm and at 0.5 x 0.5 x 5 mm, and runs the preparation with each
-method: Dice of each structure (mean of left and right) with what fills most of each acquired voxel, one row a scan and
-method, with the seconds of the whole preparation and of the networks in it, and its peak memory. Each method
+method: Dice of each structure (of each side, and the mean of both) with what fills most of each acquired voxel, one row
+a scan and method, with the seconds of the whole preparation and of the networks in it, and its peak memory. Each method
 runs in a process of its own, which keeps the networks from scan to scan and never holds the simulated head; its first
-scan takes longer. (Peak memory: Linux.)
+scan takes longer. (Peak memory: Linux. This process holds the heads: 8 GB after four scenes, so call it for one head at
+a time where there is little.)
 """
 
 from __future__ import annotations
@@ -149,7 +150,9 @@ def main() -> None:
                 found, brain, found_regions, took = done.result()
                 row = {**about, "method": method, "Brain": dice(np.isin(labels, INSIDE), brain)}
                 for name, sides in STRUCTURES.items():
-                    row[name] = float(np.mean([dice(np.isin(labels, s), np.isin(found, s)) for s in sides]))
+                    each = [dice(np.isin(labels, s), np.isin(found, s)) for s in sides]
+                    row[name] = float(np.mean(each))
+                    row |= {f"{name}_{side}": d for side, d in zip("LR", each, strict=True)} if len(each) == 2 else {}
                 for name in NAMES:
                     own = indices(name)
                     row[f"Region{name}"] = float(np.mean([dice(regions == i, found_regions == i) for i in own]))
@@ -157,6 +160,7 @@ def main() -> None:
                 pd.DataFrame(rows).to_csv(args.out, sep="\t", index=False, float_format="%.3f")
                 print(about, method, {k: round(v) for k, v in took.items()}, flush=True)
     table = pd.DataFrame(rows).drop(columns=["head", "repeat"])
+    table = table.drop(columns=[c for c in table if c.endswith(("_L", "_R"))])
     print(table.groupby(["resolution", "contrast", "method"]).mean().round(2).T.to_string())
 
 
