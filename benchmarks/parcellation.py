@@ -5,8 +5,8 @@ EPVS and lesions, images it as T2w, T1w and FLAIR at 1 mm and at 0.5 x 0.5 x 5 m
 method: Dice of each structure (of each side, and the mean of both) with what fills most of each acquired voxel, one row
 a scan and method, with the seconds of the whole preparation and of the networks in it, and its peak memory. Each method
 runs in a process of its own, which keeps the networks from scan to scan and never holds the simulated head; its first
-scan takes longer. (Peak memory: Linux. This process holds the heads: 8 GB after four scenes, so call it for one head at
-a time where there is little.)
+scan takes longer. (Peak memory: Linux. The process that draws the heads takes 7 to 8.5 GB beside those of the methods:
+two calls at a time were more than 24 GB.)
 """
 
 from __future__ import annotations
