@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import apply_affine
 from nibabel.nifti1 import Nifti1Image
 
 from bids_epvs.models import parcellation
@@ -21,8 +22,14 @@ LANDMARKS = (2, 41, 4, 43, 10, 49, 11, 50, 12, 51, 13, 52, 16, 17, 53, 18, 54, 2
 """Structures whose centres `pose_from` compares with those of the atlas."""
 _FOUND, _FEWEST = 0.5, 12
 """Share of the atlas's volume that must be found of a structure, and number of such structures, to tell a pose."""
-FAR_MM, _POSES = 7.0, 3
+APART_MM, _POSES = 0.5, 3
 """Mean distance in the brain between two poses that calls for another look in the second one, and most such looks."""
+_EXTENT = (2, 41, 3, 42, 8, 47)
+"""White matter and cortex of cerebrum and cerebellum: where the brain ends."""
+_MIDDLE_MM = np.array([0.0, -17.0, 4.0])
+"""ICBM152 millimetres, between the thalami: what stays in place where a pose is shrunk to the grid."""
+_OUTERMOST = 5e-4
+"""Share of the brain's voxels, at each end of each axis, that do not tell where it ends."""
 _SOME_VOXELS = 50
 """Voxels of a structure in two images together from which it is compared."""
 UNSEEN = 0.02
@@ -42,6 +49,8 @@ def _landmarks(whole: np.ndarray) -> np.ndarray:
 
 def pose_from(whole: np.ndarray, seen: np.ndarray, to_template: np.ndarray) -> np.ndarray:
     """The affine under which the centres of `LANDMARKS` come nearest to those of the atlas (least squares).
+
+    It stretches the brain along no axis so far that it would leave the grid.
 
     Parameters
     ----------
@@ -63,7 +72,28 @@ def pose_from(whole: np.ndarray, seen: np.ndarray, to_template: np.ndarray) -> n
         return to_template
     step = np.linalg.lstsq(ours[enough], theirs[enough], rcond=None)[0].T
     step[3] = [0, 0, 0, 1]
-    return step @ to_template
+    return _within_grid(whole, step) @ step @ to_template
+
+
+def _within_grid(whole: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """What shrinks a brain, moved by a step, along each axis along which it left the grid; 4 x 4, template mm.
+
+    Where it reached as far before the step it may do so after it.
+    """
+    grid = parcellation.grid()
+    brain = np.argwhere(whole[..., [parcellation.outputs().index(i) for i in _EXTENT]].sum(axis=-1) > _FOUND)
+    if not len(brain):
+        return np.eye(4)
+    points = apply_affine(grid.affine, brain)
+    ends = (_OUTERMOST, 1 - _OUTERMOST)
+    before, after = (np.quantile(v, ends, axis=0) for v in (points, apply_affine(step, points)))
+    corners = apply_affine(grid.affine, [np.ones(3), np.array(grid.shape[:3]) - 2])
+    low, high = np.minimum(corners[0], before[0]), np.maximum(corners[1], before[1])
+    room = np.stack([low, high] - _MIDDLE_MM) / (after - _MIDDLE_MM)
+    factors = np.where(room > 0, np.minimum(room, 1), 1).min(axis=0)
+    out = np.diag([*factors, 1.0])
+    out[:3, 3] = (1 - factors) * _MIDDLE_MM
+    return out
 
 
 def _centres(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,16 +137,16 @@ def look(image: Nifti1Image, to_template: np.ndarray, model: keras.Model) -> Loo
 
 
 def look_for_pose(image: Nifti1Image, to_template: np.ndarray, model: keras.Model) -> Look:
-    """`look` in a pose that is corrected where the structures lie far from those of the atlas.
+    """`look` in a pose that is corrected by where the structures lie (`pose_from`).
 
-    Registration of intensities goes wrong now and then, more often where the skull is gone or the contrast is unlike
-    the template's, but seldom by so much that the network loses the structures. It looks again where they lie, as
-    long as that makes it surer (`Parcels.expected_dice`).
+    Registration of intensities is off by a few millimetres in most heads, and goes wrong now and then, more often
+    where the skull is gone or the contrast is unlike the template's, but seldom by so much that the network loses the
+    structures. It looks again where they lie, as long as that makes it surer (`Parcels.expected_dice`).
     """
     found = look(image, to_template, model)
     for _ in range(_POSES):
         other = pose_from(found.whole, found.seen, found.to_template)
-        if apart(other, found.to_template) < FAR_MM:
+        if apart(other, found.to_template) < APART_MM:
             break
         again = look(image, other, model)
         if _sure(again.whole) <= _sure(found.whole):

@@ -6,7 +6,6 @@ from importlib.resources import files
 
 from bids_epvs import __version__
 from bids_epvs.models import default, load
-from bids_epvs.models.looks import FAR_MM
 from bids_epvs.prepare import bias
 from bids_epvs.records import SHOWING, Analysis
 from bids_epvs.settings import Settings
@@ -57,7 +56,7 @@ def methods(settings: Settings) -> str:
             f"times and {SHOWING['FLAIR'].mm:g} mm, left out if its structures lay elsewhere), "
             f"by a 3-D U-Net on a 2 mm grid, trained on simulated contrasts of "
             f"label maps of real people (after Billot et al.), in the pose of ICBM152 2009a symmetric (ANTs, {warp}; "
-            f"corrected by the centres of these structures where they lay more than {FAR_MM:g} mm from the atlas's), "
+            f"corrected by the centres of these structures as long as that made the network surer), "
             f"and by a second one at 1 mm in the deep grey matter, which is given the likelihood of each nucleus by "
             f"the intensities of the scan; their borders were sharpened in the plane of the slices by a 2-D U-Net "
             f"where slices lie 2 mm or more apart, otherwise by expectation maximisation with these probabilities as "
