@@ -1,4 +1,6 @@
+import nibabel as nib
 import numpy as np
+import pytest
 
 from bids_epvs.prepare import tissues
 from bids_epvs.prepare.labels import ATLAS_LABELS
@@ -24,11 +26,68 @@ def test_cortex_beside_dark_fluid_is_not_taken_for_white_matter(rng):
     priors[np.arange(len(truth)), np.where(rng.random(len(truth)) < 0.4, rng.integers(0, 3, len(truth)), truth)] = 0.6
     wrong = {}
     for border in (0.0, tissues.BORDER):
-        found = tissues.expectation_maximisation(values[:, None], priors, border=border)
+        found = tissues.expectation_maximisation(
+            values[:, None], priors, mixtures=[tissues.Mixture(1, border, tissues._border)]
+        )
         assert found.shape == priors.shape
         np.testing.assert_allclose(found.sum(axis=1), 1)
         wrong[border] = ((found.argmax(axis=1) != truth) & (truth > 0)).mean()
     assert wrong[tissues.BORDER] < 0.8 * wrong[0.0], wrong
+
+
+CONTRASTS = {  # fluid, grey matter, white matter, lesions
+    "T2w": (900, 500, 380, 610),
+    "FLAIR": (60, 500, 420, 800),
+    "T1w": (200, 500, 700, 500),
+}
+
+
+def lesions_in(contrast, fluid=4, size=24):
+    """Posterior of white matter in its lesions, and of fluid beside them.
+
+    The prior says half and half at both sides of the border between them, as it does near ventricles.
+    """
+    dark, grey, white, bright = map(float, CONTRASTS[contrast])
+    known, shape = list(ATLAS_LABELS), (3 * size, size, size)
+    truth = np.repeat([fluid, 2, 3], size)
+    image = np.broadcast_to(np.repeat([dark, white, grey], size)[:, None, None], shape).copy()
+    lesions = slice(size, size + 3)
+    image[lesions] = bright
+    image += np.random.default_rng(3).normal(0, 20, shape)
+    prior = np.zeros((*shape, len(known)), np.float32)
+    for k in (fluid, 2, 3):
+        prior[truth == k, ..., known.index(k)] = 1
+    unsure = slice(size - 3, size + 3)
+    prior[unsure, ..., known.index(fluid)] = prior[unsure, ..., known.index(2)] = 0.5
+    scan = nib.Nifti1Image(image.astype(np.float32), np.eye(4))
+    found = tissues.posteriors([scan], np.ones(shape, bool), prior)
+    return found["WM"][lesions].mean(), found["CSF"][size - 3 : size].mean()
+
+
+@pytest.mark.parametrize("contrast", ["T2w", "FLAIR"])
+def test_lesions_beside_ventricles_are_white_matter(contrast, monkeypatch):
+    lesion, fluid = lesions_in(contrast)
+    assert lesion > 0.9
+    assert fluid > 0.9
+    assert lesions_in(contrast, fluid=24)[0] <= lesion + 1e-3, "less surely so beside sulci"
+    monkeypatch.setattr(tissues, "LESION", 0.0)
+    monkeypatch.setattr(tissues, "LESION_NEAR", 0.0)
+    assert lesions_in(contrast)[0] < 0.5
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS)
+def test_contrasts_that_show_lesions(contrast, rng):
+    truth = rng.integers(0, 3, 900)
+    values = np.stack([np.array(CONTRASTS[c], float)[truth] for c in (contrast, "T1w")], axis=1)
+    shown = tissues._shows_lesions(values + rng.normal(0, 20, values.shape), np.eye(3)[truth])
+    assert shown is (contrast != "T1w")
+
+
+def test_lesions_lie_elsewhere_on_each_contrast():
+    means = np.array([CONTRASTS[c][:3] for c in CONTRASTS]).T / 1000
+    low, high = tissues._lesions(means)
+    np.testing.assert_allclose(low, [0.38, 0.5, 0.7])
+    np.testing.assert_allclose(high, [0.9, 1, 0.2])
 
 
 def test_intensities_do_not_decide_about_mixed_labels():
