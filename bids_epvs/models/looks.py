@@ -44,7 +44,12 @@ def prior_landmarks() -> np.ndarray:
 
 def _landmarks(whole: np.ndarray) -> np.ndarray:
     """(X, Y, Z, landmarks) of `parcellation.merged` probabilities."""
-    return whole[..., [parcellation.outputs().index(i) for i in LANDMARKS]]
+    return _of(whole, LANDMARKS)
+
+
+def _of(whole: np.ndarray, labels: Sequence[int]) -> np.ndarray:
+    """(X, Y, Z, labels) of `parcellation.merged` probabilities."""
+    return whole[..., [parcellation.outputs().index(i) for i in labels]]
 
 
 def pose_from(whole: np.ndarray, seen: np.ndarray, to_template: np.ndarray) -> np.ndarray:
@@ -81,7 +86,7 @@ def _within_grid(whole: np.ndarray, step: np.ndarray) -> np.ndarray:
     Where it reached as far before the step it may do so after it.
     """
     grid = parcellation.grid()
-    brain = np.argwhere(whole[..., [parcellation.outputs().index(i) for i in _EXTENT]].sum(axis=-1) > _FOUND)
+    brain = np.argwhere(_of(whole, _EXTENT).sum(axis=-1) > 0.5)
     if not len(brain):
         return np.eye(4)
     points = apply_affine(grid.affine, brain)
@@ -144,14 +149,16 @@ def look_for_pose(image: Nifti1Image, to_template: np.ndarray, model: keras.Mode
     structures. It looks again where they lie, as long as that makes it surer (`Parcels.expected_dice`).
     """
     found = look(image, to_template, model)
+    sure = _sure(found.whole)
     for _ in range(_POSES):
         other = pose_from(found.whole, found.seen, found.to_template)
         if apart(other, found.to_template) < APART_MM:
             break
         again = look(image, other, model)
-        if _sure(again.whole) <= _sure(found.whole):
+        now = _sure(again.whole)
+        if now <= sure:
             break
-        found = again
+        found, sure = again, now
     return found
 
 

@@ -71,7 +71,7 @@ def _shows_lesions(values: np.ndarray, priors: np.ndarray) -> bool:
 
     There the class took the rim of the ventricles from them (head 05, Dice 0.96 to 0.94).
     """
-    fluid, grey, white = (_gaussian(values[:, :1], weight)[0][0] for weight in priors[:, :3].T ** 2)
+    fluid, grey, white = (np.average(values[:, 0], weights=weight) for weight in priors[:, :3].T ** 2)
     return not fluid < grey < white
 
 
@@ -100,7 +100,7 @@ def _border(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _lesions(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """White matter and fluid; on FLAIR, where grey matter does not lie between these, grey matter and the brightest."""
+    """White matter and fluid; on FLAIR, where grey matter does not lie between these, grey matter and 1 (`_scaled`)."""
     fluid, grey, white = means[:3]
     between = (grey - white) * (fluid - grey) > 0
     return np.where(between, white, grey), np.where(between, fluid, 1.0)
@@ -156,7 +156,7 @@ def _with_mixtures(priors: np.ndarray, mixtures: Sequence[Mixture]) -> np.ndarra
     """(samples, classes) with the shares of `mixtures` in columns of their own behind the others."""
     out = np.column_stack([priors, *(m.share * priors[:, m.of] for m in mixtures)])
     for m in mixtures:
-        out[:, m.of] *= 1 - np.asarray(m.share)
+        out[:, m.of] *= 1 - m.share
     return out
 
 
