@@ -115,44 +115,48 @@ def _quality(table: pd.DataFrame) -> Markup:
 
 
 def _section(cohort: Cohort, model: str) -> dict[str, Any]:
-    """Table and distributions of one model."""
+    """Table of one model, and distributions of what it gives: counts, volumes or neither."""
     own = cohort.long[(cohort.long["model"] == model) & (cohort.long["hemisphere"] == "both")]
     shown = [n for n in NAMES if n in set(own["region"])]
-    counts = {n: own.loc[own["region"] == n, "count"].dropna().to_numpy(float) for n in shown}
-    volumes = {n: own.loc[own["region"] == n, "volume_mm3"].dropna().to_numpy(float) for n in shown}
-    rated = {n for n in shown if own.loc[own["region"] == n, "rating"].notna().any()}
+    columns = _columns(cohort, model, shown)
+    drawn = {"count": "EPVS count", "volume_mm3": "EPVS volume (mm³)"}
+    values = {
+        measure: {n: own.loc[own["region"] == n, measure].dropna().to_numpy(float) for n in shown} for measure in drawn
+    }
     return {
         "spec": load(model),
         "table": payload(
-            _header(cohort, shown, rated),
-            [_row(cohort, r, model, shown, rated) for r in records(cohort.wide)],
+            [("session", "link to the report"), *((text, title) for text, title, _ in columns)],
+            [_row(r, [name for _, _, name in columns]) for r in records(cohort.wide)],
         ),
-        "counts": plots.distributions(counts, "EPVS count"),
-        "volumes": plots.distributions(volumes, "EPVS volume (mm³)"),
+        **{
+            measure: plots.distributions(values[measure], label) if any(map(len, values[measure].values())) else ""
+            for measure, label in drawn.items()
+        },
     }
 
 
-def _header(cohort: Cohort, regions: list[str], rated: set[str]) -> list[tuple[str, str]]:
-    """(text, title) of each column."""
-    out = [("session", "link to the report")]
-    out += [(c, "from the dataset") for c in cohort.covariates[:COVARIATES_SHOWN]]
+def _columns(cohort: Cohort, model: str, regions: list[str]) -> list[tuple[str, str, str]]:
+    """(text, title, column of ``group_epvs.tsv``) of each column of the table of a model that has a value."""
+    severity = load(model).task == "severity"
+    out = []
     for name in regions:
-        out.append((name, f"EPVS in the {name}, both hemispheres"))
-        if name in rated:
-            out.append((f"{name} grade", "Potter grade of the fuller hemisphere"))
-    return [*out, ("all", "EPVS in all regions"), ("mm³", "volume of EPVS"), ("warnings", "quality warnings")]
+        out.append((name, f"EPVS in the {name}, both hemispheres", f"{model}_{name}_count"))
+        if severity:
+            out.append((f"{name} severe", "1: moderate to severe, 0: none or mild", f"{model}_{name}_rating"))
+        else:
+            out.append((f"{name} grade", "Potter grade of the fuller hemisphere", f"{model}_{name}_rating"))
+    out.append(("all", "EPVS in all regions", f"{model}_count"))
+    out.append(("mm³", "volume of EPVS", f"{model}_volume_mm3"))
+    valued = [c for c in out if c[2] in cohort.wide and cohort.wide[c[2]].notna().any()]
+    covariates = [(c, "from the dataset", c) for c in cohort.covariates[:COVARIATES_SHOWN]]
+    return [*covariates, *valued, ("warnings", "quality warnings", "quality_warnings")]
 
 
-def _row(cohort: Cohort, row: Mapping[str, Any], model: str, regions: list[str], rated: set[str]) -> list[Any]:
-    """Label, link and cells of one session, in the order of `_header`."""
+def _row(row: Mapping[str, Any], columns: list[str]) -> list[Any]:
+    """Label, link and cells of one session."""
     label = "_".join(str(row[c]) for c in ("participant_id", "session_id") if c in row)
-    cells: list[Any] = [row[c] for c in cohort.covariates[:COVARIATES_SHOWN]]
-    for name in regions:
-        cells.append(row.get(f"{model}_{name}_count"))
-        if name in rated:
-            cells.append(row.get(f"{model}_{name}_rating"))
-    cells += [row.get(f"{model}_count"), row.get(f"{model}_volume_mm3"), row["quality_warnings"]]
-    return [label, report_link(label), *(cell(v) for v in cells)]
+    return [label, report_link(label), *(cell(row[c]) for c in columns)]
 
 
 def cell(value: Any, *, empty: str = "n/a") -> str:

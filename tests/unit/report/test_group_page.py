@@ -80,6 +80,20 @@ def test_every_section_is_there_with_its_numbers(made):
     assert len(text) < 1.5e6
 
 
+def test_a_method_without_counts_has_no_empty_columns_and_no_empty_pictures(made):
+    _, cohort, found = made
+    graded = cohort.long[(cohort.long["model"] == "unet") & (cohort.long["region"] == "BasalGanglia")]
+    graded = graded.assign(model="resnet152", rating=1.0, count=np.nan, volume_mm3=np.nan)
+    wide = cohort.wide.assign(resnet152_BasalGanglia_count=np.nan, resnet152_BasalGanglia_rating=1.0)
+    text = page(replace(cohort, wide=wide, long=pd.concat([cohort.long, graded])), found)
+    table = Page(text).data["data-resnet152"]
+    covariates = list(cohort.covariates[: group.COVARIATES_SHOWN])
+    assert [name for name, _ in table["header"]] == ["session", *covariates, "BasalGanglia severe", "warnings"]
+    assert {row[-2] for row in table["rows"]} == {"1"}
+    assert "<svg" not in text[text.index('id="resnet152"') : text.index("</section>", text.index('id="resnet152"'))]
+    assert "<svg" in text[text.index('id="unet"') : text.index("</section>", text.index('id="unet"'))]
+
+
 def test_captions_say_n_test_and_interval(made):
     _, cohort, found = made
     parts = statistics.parts(cohort, found)
