@@ -355,6 +355,38 @@ def test_the_frequency_map_lies_inside_the_brain_of_the_template(finished):
     assert inside[share > 0].mean() > 0.95
 
 
+def example(name, *arguments):
+    """What one of the examples prints."""
+    script = Path(__file__).parents[2] / "examples" / name
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_examples_read_tables_and_rehearse_a_cohort(finished, tmp_path):
+    printed = example("read_tables.py", finished)
+    long = pd.read_csv(finished / "group_epvs_long.tsv", sep="\t")
+    one = long.query("participant_id == 'sub-02' and model == 'frangi' and hemisphere == 'both'").set_index("region")
+    (line,) = [words for words in map(str.split, printed.splitlines()) if words[:2] == ["sub-02", "frangi"]]
+    assert [float(v) for v in line[2:]] == one["count"].sort_index().tolist()
+    words = example("rehearse_a_cohort.py", tmp_path / "raw", 30).split()
+    row = words[words.index("BasalGanglia") :][:6]
+    low, high = map(float, row[2:4])
+    assert row[5] == "30" and low < 1.02 < high
+    assert (tmp_path / "raw" / "derivatives" / "group.html").is_file()
+
+
+def test_example_of_a_new_method(simulated, tmp_path):
+    raw, out = copy_subject(simulated, tmp_path / "raw"), tmp_path / "out"
+    assert "sub-01 done" in example("add_a_model.py", raw, out)
+    summary = pd.read_csv(out / "sub-01" / "anat" / "sub-01_desc-summary_epvs.tsv", sep="\t")
+    assert set(summary["model"]) == {"frangi", "threshold"}
+    mask = nib.load(out / "sub-01" / "anat" / "sub-01_label-EPVS_desc-threshold_mask.nii.gz")
+    assert np.asarray(mask.dataobj).any()
+
+
 def test_group_options(finished, simulated, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished, out)
