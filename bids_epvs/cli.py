@@ -171,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def program() -> NoReturn:
     """`main` in a process of its own."""
     say = process.end_quickly()
+    process.heed_termination()
     try:
         main()
     except SystemExit as end:

@@ -20,16 +20,15 @@ import logging
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from multiprocessing import get_context
 from pathlib import Path
 
-from bids_epvs import __version__, logs
+from bids_epvs import __version__, logs, process
 from bids_epvs.derivatives import paths, write
 from bids_epvs.errors import EpvsError, NothingToDoError, TemporaryError, UsageError
 from bids_epvs.inputs import query
@@ -189,8 +188,7 @@ def _all_subjects(
 
 def _in_processes(by_subject: list[list[Scan]], settings: Settings, run: logs.Run) -> Iterable[list[Outcome]]:
     """Subjects over processes; a process that dies takes down only its subject."""
-    context = get_context("spawn")
-    with ProcessPoolExecutor(settings.nprocs, mp_context=context) as pool:
+    with process.pool(settings.nprocs) as pool:
         futures = [pool.submit(run_subject, scans, settings, run) for scans in by_subject]
         for scans, future in zip(by_subject, futures, strict=True):
             try:
@@ -201,7 +199,7 @@ def _in_processes(by_subject: list[list[Scan]], settings: Settings, run: logs.Ru
 
 def _alone(scans: list[Scan], settings: Settings, run: logs.Run) -> list[Outcome]:
     """Once more in a process of its own, after the pool broke (out of memory, for one)."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with process.pool(1) as pool:
         try:
             return pool.submit(run_subject, scans, settings, run).result()
         except BrokenProcessPool:

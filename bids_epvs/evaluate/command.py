@@ -6,13 +6,12 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from bids_epvs import __version__
+from bids_epvs import __version__, process
 from bids_epvs.derivatives import write
 from bids_epvs.errors import EpvsError, NothingToDoError, UsageError
 from bids_epvs.evaluate import cases, hits, numbers, tables
@@ -88,7 +87,7 @@ def evaluate(args: argparse.Namespace) -> Path:
     """Measure every session, write the tables and the page; the path of the page."""
     found = chosen(args)
     if args.nprocs > 1:
-        with ProcessPoolExecutor(args.nprocs) as pool:
+        with process.pool(args.nprocs) as pool:
             made = list(pool.map(measured, found))
     else:
         made = [measured(case) for case in found]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
+from bids_epvs import process
 from bids_epvs.derivatives import paths, write
 from bids_epvs.group.stats import keys
 from bids_epvs.prepare.template import SPACE, space_grid
@@ -133,7 +132,7 @@ def _all(tasks: list[Task], nprocs: int) -> Iterable[dict[str, np.ndarray]]:
     if nprocs == 1 or len(tasks) < 4:
         yield from map(in_template, tasks)
         return
-    with ProcessPoolExecutor(nprocs, mp_context=get_context("spawn")) as pool:
+    with process.pool(nprocs) as pool:
         yield from pool.map(in_template, tasks, chunksize=max(1, min(16, len(tasks) // nprocs)))
 
 

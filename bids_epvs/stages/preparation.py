@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
@@ -96,12 +97,17 @@ def helper(settings: Settings, run: logs.Run) -> Iterator[Executor | None]:
         return
     from loky import ProcessPoolExecutor
 
-    with ProcessPoolExecutor(1, initializer=_begin_helper, initargs=(settings, run)) as pool:
-        yield pool
+    with ProcessPoolExecutor(1, initializer=_begin_helper, initargs=(settings, run, os.getpid())) as pool:
+        try:
+            yield pool
+        except (KeyboardInterrupt, SystemExit):
+            pool.shutdown(kill_workers=True)
+            raise
 
 
-def _begin_helper(settings: Settings, run: logs.Run) -> None:
+def _begin_helper(settings: Settings, run: logs.Run, parent: int) -> None:
     process.end_quickly()
+    process.end_with(parent)
     logs.configure_worker(settings, run)
 
 

@@ -10,9 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from bids_epvs import __version__
+from bids_epvs import __version__, process
 from bids_epvs.derivatives import paths, write
 from bids_epvs.errors import DataError, EpvsError, UsageError
 from bids_epvs.group.table import wide_row
@@ -94,7 +92,7 @@ def simulate(plan: Plan, *, nprocs: int = 1) -> None:
     if nprocs == 1:
         rows = [one_subject(plan, n) for n in numbers]
     else:
-        with ProcessPoolExecutor(nprocs, mp_context=get_context("spawn")) as pool:
+        with process.pool(nprocs) as pool:
             rows = list(pool.map(one_subject, [plan] * plan.subjects, numbers))
     _top(plan, pd.DataFrame([r[0] for r in rows]), pd.DataFrame([r[1] for r in rows]))
 

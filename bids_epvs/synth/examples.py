@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bids_epvs import process
 from bids_epvs.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def generate(
     if not heads:
         raise DataError("no label maps to make examples from.", where=out)
     out.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(nprocs) as pool:
+    with process.pool(nprocs) as pool:
         for k, _ in enumerate(
             pool.map(partial(write, **options), [Task(heads, out, seed, k) for k in range(number)]), start=1
         ):

@@ -18,7 +18,6 @@ import argparse
 import json
 import logging
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -26,6 +25,7 @@ import numpy as np
 import pandas as pd
 from nibabel.nifti1 import Nifti1Image
 
+from bids_epvs import process
 from bids_epvs.prepare.labels import ATLAS_LABELS, mirrored
 from bids_epvs.prepare.regions import simplify
 from bids_epvs.prepare.resample import iso_grid, resample
@@ -95,7 +95,7 @@ def build(labelmaps: Path, *, processes: int = 2) -> Nifti1Image:
     """Average the votes of the atlas subjects; uint8 image (X, Y, Z, labels)."""
     files = [labelmaps / f"sub-{s}_dseg.nii.gz" for s in ATLAS_SUBJECTS]
     total: np.ndarray | None = None
-    with ProcessPoolExecutor(processes) as pool:
+    with process.pool(processes) as pool:
         for one in pool.map(votes, files):
             both = one + mirror(one)
             total = both if total is None else total + both

@@ -1,8 +1,11 @@
-"""A process that ends without taking the interpreter apart."""
+"""A process that ends without taking the interpreter apart, and pools that end with it."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -56,3 +59,77 @@ def test_what_the_user_says_to_keras_counts(monkeypatch):
     monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
     weights.configure()
     assert (os.environ["KERAS_BACKEND"], os.environ["TF_ENABLE_ONEDNN_OPTS"]) == ("torch", "1")
+
+
+SHARING = """
+import os, sys, time
+from pathlib import Path
+from bids_epvs import process
+
+def work(folder):
+    (folder / str(os.getpid())).touch()
+    time.sleep(120)
+
+if __name__ == "__main__":
+    process.heed_termination()
+    try:
+        with process.pool(2) as pool:
+            for future in [pool.submit(work, Path(sys.argv[1])) for _ in range(6)]:
+                future.result()
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+def until(condition, seconds=60):
+    """Wait for something, and say whether it came."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.2)
+    return condition()
+
+
+def running(pid):
+    """Whether there is such a process that has not ended."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    told = Path(f"/proc/{pid}/stat")  # one that has ended is there until its parent asks
+    return not told.exists() or told.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_what_runs_in_a_pool_ends_with_the_program(tmp_path, sent, status):
+    (tmp_path / "share.py").write_text(SHARING)
+    began = tmp_path / "began"
+    began.mkdir()
+    program = subprocess.Popen([sys.executable, str(tmp_path / "share.py"), str(began)], preexec_fn=_heeds_interrupts)
+    try:
+        assert until(lambda: len(list(began.iterdir())) == 2)
+        workers = [int(p.name) for p in began.iterdir()]
+        assert all(map(running, workers))
+        program.send_signal(sent)
+        assert program.wait(30) == status
+        assert until(lambda: not any(map(running, workers)), 30)
+        assert len(list(began.iterdir())) == 2  # nothing else was begun
+    finally:
+        program.kill()
+
+
+def _heeds_interrupts():
+    """Children of a shell's background jobs ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def test_an_error_lets_what_runs_finish_and_drops_what_waits(tmp_path):
+    with pytest.raises(ValueError, match="enough"), process.pool(1) as pool:
+        first = pool.submit(time.sleep, 2)
+        rest = [pool.submit((tmp_path / str(n)).touch) for n in range(20)]
+        assert until(first.running)
+        raise ValueError("enough")
+    assert first.done() and not first.cancelled()
+    assert rest[-1].cancelled()
+    assert len(list(tmp_path.iterdir())) < 20
