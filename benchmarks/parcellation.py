@@ -17,17 +17,16 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import cache, partial
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 
+from bids_epvs import process
 from bids_epvs.evaluate.metrics import dice
 from bids_epvs.models import looks, nuclei, parcellation, slices
 from bids_epvs.prepare.labels import ATLAS_LABELS
@@ -141,12 +140,12 @@ def main() -> None:
     weights = args.weights, args.nuclei, args.slices
     rows = []
     with ExitStack() as stack:
-        processes = {m: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for m in args.methods}
+        pools = {m: stack.enter_context(process.pool(1)) for m in args.methods}
         for about, image, affine, labels, regions in scans(
             args.labelmaps, args.subjects, args.contrasts, args.resolutions, args.repeats
         ):
-            for method, process in processes.items():
-                done = process.submit(prepared, method, about["contrast"], image, affine, weights)
+            for method, pool in pools.items():
+                done = pool.submit(prepared, method, about["contrast"], image, affine, weights)
                 found, brain, found_regions, took = done.result()
                 row = {**about, "method": method, "Brain": dice(np.isin(labels, INSIDE), brain)}
                 for name, sides in STRUCTURES.items():

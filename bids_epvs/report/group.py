@@ -119,21 +119,21 @@ def _section(cohort: Cohort, model: str) -> dict[str, Any]:
     own = cohort.long[(cohort.long["model"] == model) & (cohort.long["hemisphere"] == "both")]
     shown = [n for n in NAMES if n in set(own["region"])]
     columns = _columns(cohort, model, shown)
-    drawn = {"count": "EPVS count", "volume_mm3": "EPVS volume (mm³)"}
-    values = {
-        measure: {n: own.loc[own["region"] == n, measure].dropna().to_numpy(float) for n in shown} for measure in drawn
-    }
     return {
         "spec": load(model),
         "table": payload(
             [("session", "link to the report"), *((text, title) for text, title, _ in columns)],
             [_row(r, [name for _, _, name in columns]) for r in records(cohort.wide)],
         ),
-        **{
-            measure: plots.distributions(values[measure], label) if any(map(len, values[measure].values())) else ""
-            for measure, label in drawn.items()
-        },
+        "counts": _distributions(own, shown, "count", "EPVS count"),
+        "volumes": _distributions(own, shown, "volume_mm3", "EPVS volume (mm³)"),
     }
+
+
+def _distributions(own: pd.DataFrame, regions: list[str], measure: str, label: str) -> str:
+    """Picture of a measure by region; empty where no session has a value."""
+    values = {n: own.loc[own["region"] == n, measure].dropna().to_numpy(float) for n in regions}
+    return plots.distributions(values, label) if any(map(len, values.values())) else ""
 
 
 def _columns(cohort: Cohort, model: str, regions: list[str]) -> list[tuple[str, str, str]]:

@@ -124,6 +124,39 @@ def _heeds_interrupts():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def test_the_program_takes_sigterm_for_an_interruption():
+    script = (
+        "import time\n"
+        "from bids_epvs import cli\n"
+        "cli.settings_from = lambda arguments: None\n"
+        "cli.run = lambda settings: (print('begun', flush=True), time.sleep(60))\n"
+        "cli.program()\n"
+    )
+    program = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert program.stdout.readline() == "begun\n"
+    program.terminate()
+    _, told = program.communicate(timeout=30)
+    assert (program.returncode, told) == (130, "bids_epvs: interrupted; run again to resume\n")
+
+
+def test_what_waits_is_dropped_when_nobody_asks_for_more(tmp_path):
+    futures = []
+
+    def results():
+        with process.pool(1) as pool:
+            futures.extend(pool.submit(time.sleep, 1) for _ in range(20))
+            for future in futures:
+                yield future.result()
+
+    asked = results()
+    next(asked)
+    asked.close()
+    assert all(f.done() for f in futures)
+    assert futures[-1].cancelled()
+
+
 def test_an_error_lets_what_runs_finish_and_drops_what_waits(tmp_path):
     with pytest.raises(ValueError, match="enough"), process.pool(1) as pool:
         first = pool.submit(time.sleep, 2)

@@ -1,9 +1,11 @@
 """How the methods of a session are divided between two processes."""
 
+import os
 import pickle
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -90,6 +92,22 @@ def test_no_module_comes_back_from_the_helper(tmp_path):
         preparation.compute(scan, Settings(bids_dir=tmp_path, output_dir=tmp_path / "out"), {}, {}, Here())
     assert answers
     assert not any(isinstance(answer, ModuleType) for answer in answers), "who unpickles a module imports it"
+
+
+def test_an_interruption_does_not_wait_for_the_helper(tmp_path):
+    settings = Settings(output_dir=tmp_path, omp_nthreads=2)
+    run = logs.start(settings)
+    try:
+        with pytest.raises(KeyboardInterrupt), preparation.helper(settings, run) as helper:
+            number = helper.submit(os.getpid).result()
+            helper.submit(time.sleep, 60)
+            begun = time.monotonic()
+            raise KeyboardInterrupt
+    finally:
+        logs.close()
+    assert time.monotonic() - begun < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(number, 0)
 
 
 def test_what_the_helper_finds_is_read_without_ants():
