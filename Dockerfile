@@ -11,7 +11,7 @@ WORKDIR /src
 # dependencies first: they change less often than the code
 COPY setup.cfg pyproject.toml ./
 RUN touch README.md LICENSE NOTICE && mkdir bids_epvs && echo '__version__ = "0"' > bids_epvs/__init__.py \
-    && /opt/epvs/bin/pip install --no-cache-dir ".[${TENSORFLOW}]" \
+    && /opt/epvs/bin/pip install --no-cache-dir ".[${TENSORFLOW},dask]" \
     && /opt/epvs/bin/pip uninstall -y bids_epvs && rm -rf bids_epvs build *.egg-info
 COPY README.md LICENSE NOTICE ./
 COPY bids_epvs bids_epvs

@@ -66,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     _add(where, "--nprocs", type=int, metavar="N", help="subjects at a time (default 1)")
     _add(where, "--omp-nthreads", type=int, metavar="N", help="threads in each (default 1)")
     _add(where, "--mem-gb", type=float, metavar="G", help="memory limit, checked before work starts")
+    _add(where, "--dask-scheduler", metavar="ADDRESS", help="run the subjects on a Dask cluster, e.g. tcp://node1:8786")
     _add(where, "--device", metavar="D", help="auto, cpu or cuda[:n]")
     _add(where, "-w", "--work-dir", type=Path, metavar="DIR", help="scratch directory")
     _add(where, "--clean-workdir", action="store_true", help="remove scratch files of finished sessions")

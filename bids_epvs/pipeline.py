@@ -28,7 +28,7 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-from bids_epvs import __version__, logs, process
+from bids_epvs import __version__, cluster, logs, process
 from bids_epvs.derivatives import paths, write
 from bids_epvs.errors import EpvsError, NothingToDoError, TemporaryError, UsageError
 from bids_epvs.inputs import query
@@ -171,12 +171,14 @@ def participant(settings: Settings, *, watch: logs.Watch | None = None) -> list[
 def _all_subjects(
     by_subject: list[list[Scan]], settings: Settings, run: logs.Run, watch: logs.Watch
 ) -> Iterable[Outcome]:
-    """Outcomes of all subjects, in processes of their own where more than one may run."""
-    finished = (
-        (run_subject(scans, settings, run, watch) for scans in by_subject)
-        if settings.nprocs == 1
-        else _in_processes(by_subject, settings, run)
-    )
+    """Outcomes of all subjects, in processes of their own where more than one may run, or on other machines."""
+    finished: Iterable[list[Outcome]]
+    if settings.dask_scheduler:
+        finished = _on_cluster(by_subject, settings, run)
+    elif settings.nprocs > 1:
+        finished = _in_processes(by_subject, settings, run)
+    else:
+        finished = (run_subject(scans, settings, run, watch) for scans in by_subject)
     for outcomes in finished:
         for outcome in outcomes:
             watch.done(outcome)
@@ -195,6 +197,17 @@ def _in_processes(by_subject: list[list[Scan]], settings: Settings, run: logs.Ru
                 yield future.result()
             except BrokenProcessPool:
                 yield _alone(scans, settings, run)
+
+
+def _on_cluster(by_subject: list[list[Scan]], settings: Settings, run: logs.Run) -> Iterable[list[Outcome]]:
+    """Subjects over the workers of a Dask cluster; one that kills its workers fails alone."""
+    tasks, names = [(scans, settings, run) for scans in by_subject], [f"sub-{scans[0].subject}" for scans in by_subject]
+    found = cluster.results(settings.dask_scheduler or "", run_subject, tasks, names)
+    for scans, result in zip(by_subject, found, strict=True):
+        if isinstance(result, EpvsError):
+            yield [Outcome(s.label, error=result.message) for s in scans]
+        else:
+            yield result
 
 
 def _alone(scans: list[Scan], settings: Settings, run: logs.Run) -> list[Outcome]:

@@ -55,6 +55,7 @@ class Settings:
     nprocs: int = 1
     omp_nthreads: int = 1
     mem_gb: float | None = None
+    dask_scheduler: str | None = None
     device: str = "auto"
     work_dir: Path | None = None
     clean_workdir: bool = False
@@ -77,9 +78,14 @@ class Settings:
         for name in ("bids_dir", "output_dir", "bids_filter_file", "bids_database_dir", "weights_dir", "work_dir"):
             if getattr(self, name) is not None:  # absolute, links kept: files are named relative to the dataset
                 object.__setattr__(self, name, Path(os.path.abspath(getattr(self, name))))
+        for name in ("derivatives", "weights"):
+            given = getattr(self, name).items()
+            object.__setattr__(self, name, {key: Path(os.path.abspath(path)) for key, path in given})
         for name, low in {"nprocs": 1, "omp_nthreads": 1, "random_seed": 0, "min_volume_mm3": 0}.items():
             if getattr(self, name) < low:
                 raise UsageError(f"expected at least {low}, received {getattr(self, name)}.", where=option(name))
+        if self.dask_scheduler and self.nprocs > 1:
+            raise UsageError("the workers of the cluster share the subjects.", where="--nprocs", remedy="Leave it out.")
         if self.mem_gb is not None and self.mem_gb <= 0:
             raise UsageError(f"expected a positive number, received {self.mem_gb}.", where="--mem-gb")
         if self.max_volume_mm3 <= self.min_volume_mm3:

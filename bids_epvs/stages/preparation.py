@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,11 @@ def ready(module: str) -> None:
 
 @contextmanager
 def helper(settings: Settings, run: logs.Run) -> Iterator[Executor | None]:
-    """A second process for the sessions of a subject, where it may use two threads; results are the same."""
-    if settings.omp_nthreads < 2:
+    """A second process for the sessions of a subject, where it may use two threads; results are the same.
+
+    A worker of a Dask cluster that a nanny looks after may begin no process: it works alone.
+    """
+    if settings.omp_nthreads < 2 or current_process().daemon:
         yield None
         return
     from loky import ProcessPoolExecutor

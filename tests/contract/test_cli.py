@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from bids_epvs import __version__
+from bids_epvs import __version__, cluster
 from bids_epvs.cli import REGION_NAMES, main, settings_from
 from bids_epvs.errors import AnalysisLevelError, UsageError
 from bids_epvs.prepare.regions import NAMES
@@ -42,6 +42,14 @@ def test_the_command_line_wins_over_the_file(tmp_path):
     path.write_text('nprocs = 3\nverbose = 1\nmodels = ["frangi"]\n')
     found = settings_from(["a", "b", "participant", "--config-file", str(path), "--nprocs", "2"])
     assert (found.nprocs, found.verbose, found.models) == (2, 1, ("frangi",))
+
+
+def test_a_cluster_that_does_not_answer_is_temporary(skeleton, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cluster, "CONNECT_S", 1)
+    skeleton.add("sub-01_T2w.nii.gz")
+    given = ("--skip-bids-validation", "--dask-scheduler", "tcp://127.0.0.1:9")
+    assert code(skeleton.root, tmp_path / "out", "participant", *given) == 75
+    assert "no Dask scheduler answers at tcp://127.0.0.1:9" in capsys.readouterr().err
 
 
 def test_region_names_of_the_help_are_those_of_the_package():

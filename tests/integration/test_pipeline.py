@@ -18,6 +18,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from distributed import LocalCluster
 from scipy import ndimage
 
 from bids_epvs import pipeline
@@ -461,13 +462,23 @@ def test_storage_of_the_input_changes_no_number(finished, simulated, quick, tmp_
         )  # others count in fractions
 
 
+@pytest.fixture
+def scheduler(tmp_path, monkeypatch):
+    """Address of a Dask scheduler with two workers, whose working directory is another one."""
+    monkeypatch.chdir(tmp_path)
+    with LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address=":0") as made:
+        monkeypatch.undo()
+        yield made.scheduler_address
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("option", ["--nprocs", "--omp-nthreads"])
-def test_processes_and_order_change_nothing(finished, simulated, quick, tmp_path, option):
-    """Subjects side by side, or methods of one subject side by side."""
+@pytest.mark.parametrize("option", ["--nprocs", "--omp-nthreads", "--dask-scheduler"])
+def test_processes_and_order_change_nothing(finished, simulated, quick, tmp_path, option, request):
+    """Subjects side by side, methods of one subject side by side, or subjects on a cluster."""
     out = tmp_path / "out"
     some = ("--participant-label", "01") if option == "--omp-nthreads" else ()
-    assert go(simulated, out, "--config-file", quick, option, "2", *some) == 0
+    value = request.getfixturevalue("scheduler") if option == "--dask-scheduler" else 2
+    assert go(simulated, out, "--config-file", quick, option, value, *some) == 0
     a, b = (
         {k: v for k, v in digests(d).items() if not k.startswith("group") and k != "dataset_description.json"}
         for d in (finished, out)

@@ -33,7 +33,9 @@ def test_weights_are_looked_for_in_their_folder(tmp_path):
 
 def test_paths_are_made_absolute(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert Settings(bids_dir=Path("a/../b")).bids_dir == tmp_path / "b"
+    found = Settings(bids_dir=Path("a/../b"), weights={"unet": Path("w.npz")}, derivatives={"fs": Path("fs")})
+    assert found.bids_dir == tmp_path / "b"
+    assert (found.weights, found.derivatives) == ({"unet": tmp_path / "w.npz"}, {"fs": tmp_path / "fs"})
 
 
 @pytest.mark.parametrize(
@@ -66,6 +68,7 @@ def test_absent_toml(tmp_path):
     [
         ({"nprocs": 0}, "--nprocs: expected at least 1"),
         ({"mem_gb": -1.0}, "positive"),
+        ({"dask_scheduler": "tcp://a:1", "nprocs": 2}, "--nprocs: the workers of the cluster share the subjects"),
         ({"max_volume_mm3": 0.1}, "largest volume"),
         ({"registration": "rigid"}, "deformable or affine"),
         ({"regions_from": "guess"}, "network or atlas"),

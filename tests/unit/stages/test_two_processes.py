@@ -9,9 +9,11 @@ import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 
+import dying
 import pytest
 
 from bids_epvs import logs, pipeline
@@ -154,3 +156,15 @@ def test_a_helper_that_may_have_died_makes_no_report(tmp_path, monkeypatch, fail
     (outcome,) = pipeline.run_subject(scans, settings, logs.start(settings))
     assert bool(outcome.error) is fails
     assert [helper is None for helper in given] == [fails], "the report is made either way"
+
+
+def test_a_process_that_may_have_no_children_works_alone(tmp_path):
+    """As a worker of a Dask cluster under a nanny is."""
+    settings = Settings(output_dir=tmp_path, omp_nthreads=2)
+    told = get_context("spawn").Queue()
+    worker = get_context("spawn").Process(
+        target=dying.told_helper, args=(told, settings, logs.start(settings)), daemon=True
+    )
+    worker.start()
+    assert told.get(timeout=60) is None
+    worker.join()
