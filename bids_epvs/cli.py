@@ -10,22 +10,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bids_epvs import __version__, process
-from bids_epvs.errors import AnalysisLevelError, EpvsError, InputOutputError, UsageError
+from bids_epvs.arguments import Parser, status
+from bids_epvs.errors import AnalysisLevelError, UsageError
 from bids_epvs.settings import Settings, read_toml
 
 REGION_NAMES = ("BasalGanglia", "CentrumSemiovale", "Hippocampus", "Midbrain", "Thalamus", "OtherWhiteMatter")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Usage errors leave with code 64."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, remedy=f"See {self.prog} --help.")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line of ``bids_epvs``."""
-    p = _Parser(
+    p = Parser(
         prog="bids_epvs",
         description="Measure enlarged perivascular spaces on brain MRI (BIDS-App). For research use.",
         argument_default=argparse.SUPPRESS,
@@ -84,13 +78,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add(group: Any, *names: str, **options: Any) -> None:
-    """Add an option under its ``-`` and its ``_`` spelling."""
-    every = list(names)
-    for name in names:
-        if name.startswith("--") and "-" in name[2:]:
-            every.append("--" + name[2:].replace("-", "_"))
+    """Add an option whose value is named after its first long spelling."""
     first = next(n for n in names if n.startswith("--"))
-    group.add_argument(*every, dest=first[2:].replace("-", "_"), **options)
+    group.add_argument(*names, dest=first[2:].replace("-", "_"), **options)
 
 
 def settings_from(argv: Sequence[str]) -> Settings:
@@ -155,18 +145,8 @@ def run(settings: Settings) -> int:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point: every error becomes one line and its exit code."""
-    try:
-        code = run(settings_from(sys.argv[1:] if argv is None else argv))
-    except EpvsError as error:
-        print(f"bids_epvs: {error.message}", file=sys.stderr)
-        code = error.exit_code
-    except OSError as error:
-        print(f"bids_epvs: {error}", file=sys.stderr)
-        code = InputOutputError.exit_code
-    except KeyboardInterrupt:
-        print("bids_epvs: interrupted; run again to resume", file=sys.stderr)
-        code = 130
-    sys.exit(code)
+    given = sys.argv[1:] if argv is None else argv
+    sys.exit(status("bids_epvs", lambda: run(settings_from(given))))
 
 
 def program() -> NoReturn:

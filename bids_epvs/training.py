@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from bids_epvs import process
+from bids_epvs.arguments import Parser, status
 from bids_epvs.derivatives import write
-from bids_epvs.errors import EpvsError, NothingToDoError, UsageError
+from bids_epvs.errors import NothingToDoError, UsageError
 from bids_epvs.records import REFERENCES
 from bids_epvs.synth.examples import KINDS
 
@@ -27,9 +29,9 @@ logger = logging.getLogger(__name__)
 _RESUMES = "A killed run goes on where it stopped when the same command is given again."
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line of ``bids_epvs-train``."""
-    p = argparse.ArgumentParser(prog="bids_epvs-train", description="Train a network of bids_epvs. For research use.")
+    p = Parser(prog="bids_epvs-train", description="Train a network of bids_epvs. For research use.")
     which = p.add_subparsers(dest="model", required=True)
     one = which.add_parser(
         "parcellation",
@@ -415,19 +417,19 @@ def initial(given: str | None, packaged: Weights) -> Path | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit code."""
+    return status("bids_epvs-train", lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Do what the command line says."""
     from bids_epvs.models import weights
 
     args: Any = parser().parse_args(argv)
+    if argv is None:
+        process.heed_termination()
     weights.configure()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    try:
-        train(args)
-    except EpvsError as error:
-        print(f"bids_epvs-train: {error.message}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("bids_epvs-train: interrupted; run again to resume", file=sys.stderr)
-        return 130
+    train(args)
     return 0
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from bids_epvs import __version__, process
+from bids_epvs.arguments import Parser, status
 from bids_epvs.derivatives import write
-from bids_epvs.errors import EpvsError, NothingToDoError, UsageError
+from bids_epvs.errors import NothingToDoError, UsageError
 from bids_epvs.evaluate import cases, hits, numbers, tables
 from bids_epvs.report import evaluation
 
@@ -24,9 +25,9 @@ SIMULATED = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line of ``bids_epvs-evaluate``."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="bids_epvs-evaluate",
         description="Compare segmentations of EPVS with the truth, for any method and any BIDS derivatives that hold "
         "*_label-EPVS_mask.nii.gz (truth) and *_label-EPVS_desc-<method>_mask.nii.gz (results).",
@@ -141,14 +142,16 @@ def evaluate(args: argparse.Namespace) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit code."""
+    return status("bids_epvs-evaluate", lambda: _run(argv), interrupted="run again")
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Do what the command line says."""
     args = parser().parse_args(argv)
+    if argv is None:
+        process.heed_termination()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    try:
-        page = evaluate(args)
-    except EpvsError as error:
-        print(f"bids_epvs-evaluate: {error.message}", file=sys.stderr)
-        return error.exit_code
-    print(f"evaluation: {page}")
+    print(f"evaluation: {evaluate(args)}")
     return 0
 
 

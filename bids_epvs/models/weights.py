@@ -172,9 +172,13 @@ def restored(
 def configure() -> None:
     """Say to Keras and TensorFlow by the environment what the user does not; before they are imported.
 
-    oneDNN halves the time of 3-D convolutions; without AVX-512 TensorFlow leaves it out unless it is told.
+    oneDNN halves the time of 3-D convolutions; without AVX-512 TensorFlow leaves it out unless it is told. Of a GPU
+    each process takes the memory it needs; unless told so, the first one would take all.
     """
-    defaults = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1"}
+    defaults = {
+        **{"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1"},
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+    }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
 

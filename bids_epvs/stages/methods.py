@@ -14,7 +14,7 @@ from bids_epvs import explain, logs
 from bids_epvs.derivatives import columns, paths, write
 from bids_epvs.measure import lesions as measure_lesions
 from bids_epvs.measure import ratings
-from bids_epvs.models import load, weights
+from bids_epvs.models import device, load, weights
 from bids_epvs.models.spec import ModelSpec, recorded
 from bids_epvs.prepare import planes
 from bids_epvs.prepare.regions import REGIONS
@@ -47,7 +47,7 @@ def compute(
     prepared = read()
     if spec.weights:
         parameters["weights"] = settings.weights_of(name)
-    prediction = _predicted(spec, prepared, parameters)
+    prediction = _predicted(spec, prepared, parameters, settings.device)
     used = paths.bids_uri(disk.images(scan, settings)[scan.reference], settings.output_dir, "")
     meta: dict[str, Any] = {
         "Sources": [used],
@@ -77,8 +77,8 @@ def compute_apart(
     return key, clock.rows()[0]
 
 
-def _predicted(spec: ModelSpec, prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
-    """What a method says of a session, with its map or detections.
+def _predicted(spec: ModelSpec, prepared: Prepared, parameters: Mapping[str, Any], wanted: str = "auto") -> Prediction:
+    """What a method says of a session, with its map or detections; `wanted` is the device for its network.
 
     It sees slices as they were acquired; one that needs axial slices says nothing of others.
     """
@@ -90,7 +90,10 @@ def _predicted(spec: ModelSpec, prepared: Prepared, parameters: Mapping[str, Any
     def run(seen: Prepared) -> Prediction:
         return explain.added(spec, seen, spec.predict(seen, parameters), parameters)
 
-    return planes.by_slices(prepared, run)
+    if not spec.network:
+        return planes.by_slices(prepared, run)
+    device.check(wanted)
+    return device.with_room(spec.name, lambda: planes.by_slices(prepared, run))
 
 
 def _write_maps(files: Mapping[str, Path], made: Prediction, prepared: Prepared, spec: ModelSpec, meta: dict) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from functools import partial
+from itertools import tee
 from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from bids_epvs import __version__, logs, process
 from bids_epvs.derivatives import paths, write
 from bids_epvs.inputs.load import load_image
 from bids_epvs.inputs.query import find_segmentation
-from bids_epvs.models import default, load, looks, nuclei, parcellation, slices, weights
+from bids_epvs.models import default, device, load, looks, nuclei, parcellation, slices, weights
 from bids_epvs.prepare.regions import REGIONS
 from bids_epvs.prepare.resample import to_native, voxel_spacing
 from bids_epvs.records import Scan
@@ -119,16 +120,20 @@ def _networks(settings: Settings, second_process: Executor | None) -> dict[str, 
     """What `prepare` needs to find brain and regions with networks."""
 
     def each() -> list[Any]:
-        return [n.network(settings.weights_of(n.NAME)) for n in (parcellation, nuclei, slices)]
+        found = [n.network(settings.weights_of(n.NAME)) for n in (parcellation, nuclei, slices)]
+        device.check(settings.device)
+        return found
 
     def parcellate(images_: Iterable[Any], to_template: np.ndarray) -> Any:
         first, second, _ = each()
-        return nuclei.predict(images_, to_template, first=first, second=second)
+        twice = list(tee(images_))
+        return device.with_room("regions", lambda: nuclei.predict(twice.pop(), to_template, first=first, second=second))
 
     def outline(images_: Sequence[Any], prior: np.ndarray) -> Any:
         if second_process:  # it has all that preparation wants of it, and gets ready for the methods
             second_process.submit(_ready_for_methods, settings)
-        return slices.outline(images_, prior, model=each()[2] if settings.weights_of(slices.NAME) else None)
+        own = each()[2] if settings.weights_of(slices.NAME) else None
+        return device.with_room("borders in slices", lambda: slices.outline(images_, prior, model=own))
 
     def meanwhile() -> None:
         each()

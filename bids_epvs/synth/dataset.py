@@ -6,7 +6,6 @@ atlas. Every number depends on the seed and on the subject's number alone, so th
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,8 +18,9 @@ import numpy as np
 import pandas as pd
 
 from bids_epvs import __version__, process
+from bids_epvs.arguments import Parser, status
 from bids_epvs.derivatives import paths, write
-from bids_epvs.errors import DataError, EpvsError, UsageError
+from bids_epvs.errors import DataError, UsageError
 from bids_epvs.group.table import wide_row
 from bids_epvs.measure import ratings
 from bids_epvs.prepare import fields
@@ -386,9 +386,9 @@ SIMULATED_ONLY = ("subjects", "protocol", "contrasts", "no_mimics", "spacing", "
 """Options that say how simulated heads and scans are made."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line of ``bids_epvs-simulate``."""
-    p = argparse.ArgumentParser(prog="bids_epvs-simulate", description=__doc__.split("\n", maxsplit=1)[0])
+    p = Parser(prog="bids_epvs-simulate", description=__doc__.split("\n", maxsplit=1)[0])
     p.add_argument("out", type=Path, help="new directory for the dataset")
     p.add_argument("--subjects", type=int, default=4, metavar="N")
     p.add_argument("--seed", type=int, default=0, metavar="S")
@@ -413,16 +413,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``bids_epvs-simulate``; the exit code."""
-    args = parser().parse_args(argv)
-    try:
-        return _run(args)
-    except EpvsError as error:
-        print(f"bids_epvs-simulate: {error.message}", file=sys.stderr)
-        return error.exit_code
+    return status("bids_epvs-simulate", lambda: _run(argv), interrupted="what it wrote is not complete")
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(argv: Sequence[str] | None) -> int:
     """Do what the command line says."""
+    args = parser().parse_args(argv)
+    if argv is None:
+        process.heed_termination()
     found = tuple(sorted(args.labelmaps.glob("*_dseg.nii.gz"))) if args.labelmaps else ()
     if args.labelmaps and not found:
         raise DataError("no *_dseg.nii.gz in this folder.", where=args.labelmaps)
