@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -84,6 +85,7 @@ def connected(address: str) -> Iterator[Client]:
             "dask.distributed is not installed.", where=OPTION, remedy="pip install 'bids_epvs[dask]'."
         ) from error
     try:
+        asyncio.run(_greeted(address))
         client = Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise TemporaryError(
@@ -93,6 +95,14 @@ def connected(address: str) -> Iterator[Client]:
         ) from error
     with client:
         yield client
+
+
+async def _greeted(address: str) -> None:
+    """Whether a scheduler answers (a client that finds none leaves its thread behind)."""
+    from distributed import Security, connect
+
+    comm = await connect(address, timeout=CONNECT_S, **Security().get_connection_args("client"))
+    await comm.close()
 
 
 class _Sharing:
