@@ -175,8 +175,8 @@ def counted(examples: Path, files: list[Path]) -> Rated:
     return out
 
 
-def figures(name: str, found: Rated, thick: np.ndarray) -> list[dict[str, Any]]:
-    """Rows of ``rating2d.tsv``."""
+def figures(name: str, found: Rated, thick: np.ndarray, alike: float | None = None) -> list[dict[str, Any]]:
+    """Rows of ``rating2d.tsv``; without `alike` the highest grade is the highest of the most probable ones."""
     rows = []
     for part, chosen in (("all", np.ones(len(found), bool)), ("isotropic", ~thick), ("thick", thick)):
         own = [f for f, keep in zip(found, chosen, strict=True) if keep]
@@ -184,13 +184,14 @@ def figures(name: str, found: Rated, thick: np.ndarray) -> list[dict[str, Any]]:
         images = np.concatenate([g for g, _ in own]) == np.concatenate([p.argmax(axis=1) for _, p in own])
         row: dict[str, Any] = {"method": name, "part": part, "n": len(own), "accuracy_images": images.mean()}
         for rule in ("highest", "majority"):
-            said = np.array([rating2d.subject_grade(p, rule) for _, p in own])
+            sure = [p if alike else np.eye(rating2d.GRADES)[p.argmax(axis=1)] for _, p in own]
+            said = np.array([rating2d.subject_grade(p, rule, alike or 1.0) for p in sure])
             right = classification.proportion(int((said == truth).sum()), len(own))
             row |= {f"{rule}_accuracy": right.value, f"{rule}_low": right.low, f"{rule}_high": right.high}
             row[f"{rule}_kappa"] = agreement.weighted_kappa(truth, said, categories=rating2d.GRADES).value
             row[f"{rule}_ac2"] = agreement.gwet_ac2(truth, said, categories=rating2d.GRADES).value
             row[f"{rule}_spearman"] = float(stats.spearmanr(truth, said).statistic)
-        chances = np.stack([rating2d.subject_chances(p) for _, p in own])
+        chances = np.stack([rating2d.subject_chances(p, alike or 1.0) for _, p in own])
         rows.append({**row, "rps": classification.ranked_probability_score(truth, chances)})
     return rows
 
@@ -201,11 +202,11 @@ def network(build: Any, packaged: Any, file: Path | None) -> tuple[keras.Model, 
     return model, weights.calibration(path)
 
 
-def rated(file: Path | None, files: list[Path], *, enhanced: bool) -> Rated:
-    """Calibrated probabilities of `rating2d`."""
+def rated(file: Path | None, files: list[Path], *, enhanced: bool) -> tuple[Rated, float]:
+    """Calibrated probabilities of `rating2d`, and how much images are alike."""
     model, stored = network(rating2d.build, rating2d.WEIGHTS, file)
     found = training.rated(model, files, enhanced=enhanced)
-    return [(g, rating2d.cooled(p, stored.get("temperature", 1.0))) for g, p in found]
+    return [(g, rating2d.cooled(p, stored.get("temperature", 1.0))) for g, p in found], stored.get("alike", 1.0)
 
 
 def looks(model: keras.Model, files: list[Path], layer: str, *, shifts: int = 99, seed: int = 1) -> pd.DataFrame:
@@ -261,11 +262,15 @@ def main() -> None:
     thick = np.array([np.load(path)["spacing"][2] > 1.5 for path in files])
     pd.set_option("display.width", 220, "display.max_columns", 40)
 
-    rows = figures("rating2d", rated(args.rating2d, files, enhanced=True), thick)
+    def of(name: str, file: Path | None, *, enhanced: bool = True) -> list[dict[str, Any]]:
+        found, alike = rated(file, files, enhanced=enhanced)
+        return figures(name, found, thick, alike)
+
+    rows = of("rating2d", args.rating2d)
     if args.plain:
-        rows += figures("rating2d without Haar", rated(args.plain, files, enhanced=False), thick)
+        rows += of("rating2d without Haar", args.plain, enhanced=False)
     if args.squared:
-        rows += figures("rating2d, squared error", rated(args.squared, files, enhanced=True), thick)
+        rows += of("rating2d, squared error", args.squared)
     if args.tune:
         rows += figures("Haar-like features of pixels + forest, counted", counted(args.tune, files), thick)
         rows += figures("Haar-like features of images + forest", forest(args.tune, files), thick)

@@ -172,19 +172,29 @@ def build(widths: tuple[int, ...] = WIDTHS, dense: int = DENSE) -> keras.Model:
     return keras.Model(seen, layers.Dense(GRADES, activation="softmax")(x), name="rating2d")
 
 
-def subject_grade(chances: np.ndarray, rule: str) -> int:
-    """Grade of a subject from those of its images, (n, `GRADES`): ``highest`` or ``majority`` (ties: the higher).
+def subject_grade(chances: np.ndarray, rule: str, alike: float = 1.0) -> int:
+    """Grade of a subject from the probabilities of those of its images.
+
+    Parameters
+    ----------
+    chances : ndarray
+        (n, `GRADES`).
+    rule : str
+        ``highest``: the one that is most probably the highest (`subject_chances`). The highest of the most probable
+        grades of the images would be too high: the more of them are unsure, the more likely one errs upwards.
+        ``majority``: the commonest of the most probable grades of the images (ties: the higher).
+    alike : float
+        See `subject_chances`.
 
     Raises
     ------
     ValueError
         No such rule.
     """
-    grades = chances.argmax(axis=1)
     if rule == "highest":
-        return int(grades.max())
+        return int(subject_chances(chances, alike).argmax())
     if rule == "majority":
-        often = np.bincount(grades, minlength=GRADES)
+        often = np.bincount(chances.argmax(axis=1), minlength=GRADES)
         return int(np.flatnonzero(often == often.max())[-1])
     raise ValueError(f"rule: expected highest or majority, received {rule!r}")
 
@@ -210,7 +220,7 @@ def cooled(chances: np.ndarray, temperature: float) -> np.ndarray:
 
 WEIGHTS = Weights(
     file="rating2d.npz",
-    sha256="5c7eca3d66dac71f8e84f2214d5852adad13931324e94a55373bc634e6fde195",
+    sha256="2bf3957c9647d2dfe3477c47cd74399a164662c7252f141600cbb984a923e277",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see rating2d.json beside the weights)",
 )
@@ -236,7 +246,8 @@ def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
     given = stacked(np.stack([v.sharp for v in seen]), np.stack([v.inside for v in seen]))
     chances = cooled(np.asarray(keras.ops.convert_to_numpy(model(given, training=False))), stored.get("temperature", 1))
     record["haar"] = stored.get("haar", True)
-    record |= {rule: subject_grade(chances, rule) for rule in ("highest", "majority")}
+    alike = stored.get("alike", 1.0)
+    record |= {rule: subject_grade(chances, rule, alike) for rule in ("highest", "majority")}
     record["images"] = [
         {"slice": v.slice, "side": REGIONS[v.side].side, "chances": c.round(4).tolist()}
         for v, c in zip(seen, chances, strict=True)
@@ -246,7 +257,7 @@ def predict(prepared: Prepared, parameters: Mapping[str, Any]) -> Prediction:
         own = [k for k, v in enumerate(seen) if v.side in inside]
         if own:
             best = seen[own[int(np.argmax(chances[own] @ np.arange(GRADES)))]]
-            grade, alike = subject_grade(chances[own], parameters["rule"]), stored.get("alike", 1.0)
+            grade = subject_grade(chances[own], parameters["rule"], alike)
             each = tuple(float(p) for p in subject_chances(chances[own], alike))
             said.append(Finding("BasalGanglia", side, rating=grade, scale=POTTER, chances=each, slice=best.slice))
     return Prediction("rating2d", parameters=record, findings=tuple(said))
@@ -279,6 +290,7 @@ SPEC = ModelSpec(
         "The share of the basal ganglia in each pixel is a second channel.",
         "Intensities are divided by the 99.9th percentile of the brain instead of the maximum.",
         "Slices lie 5 mm apart where they are thinner than that.",
+        "The highest grade is that which is most probably the highest of the images, by calibrated probabilities.",
         "Batch normalisation; average pooling after the second, fourth and last convolution.",
     ),
 )

@@ -154,15 +154,17 @@ def rated(model: keras.Model, files: list[Path], *, enhanced: bool = True) -> li
     return out
 
 
-def image_and_subject(found: list[tuple[np.ndarray, np.ndarray]], rule: str = "highest") -> dict[str, float]:
+def image_and_subject(
+    found: list[tuple[np.ndarray, np.ndarray]], rule: str = "highest", alike: float = 1.0
+) -> dict[str, float]:
     """Quadratic kappa and accuracy of subjects, accuracy of images, ranked probability score of subjects.
 
-    The true grade of a subject is the highest of its images.
+    The true grade of a subject is the highest of its images; `alike` as in `rating2d.subject_chances`.
     """
     truth = np.array([g.max() for g, _ in found])
-    said = np.array([rating2d.subject_grade(p, rule) for _, p in found])
+    said = np.array([rating2d.subject_grade(p, rule, alike) for _, p in found])
     every = np.concatenate([g for g, _ in found]) == np.concatenate([p.argmax(axis=1) for _, p in found])
-    chances = np.stack([rating2d.subject_chances(p) for _, p in found])
+    chances = np.stack([rating2d.subject_chances(p, alike) for _, p in found])
     return {
         "kappa": agreement.weighted_kappa(truth, said, categories=GRADES).value,
         "accuracy": float((truth == said).mean()),
@@ -200,6 +202,12 @@ def calibrate_grades(found: list[tuple[np.ndarray, np.ndarray]], *, enhanced: bo
     warm = temperature(found)
     cooled = [(g, rating2d.cooled(p, warm)) for g, p in found]
     return {"temperature": round(warm, 4), "alike": round(likeness(cooled), 4), "haar": enhanced, "n": len(found)}
+
+
+def settled(found: list[tuple[np.ndarray, np.ndarray]], *, enhanced: bool) -> dict[str, float]:
+    """`image_and_subject` with the calibration that is measured on the same examples (two numbers)."""
+    made = calibrate_grades(found, enhanced=enhanced)
+    return image_and_subject([(g, rating2d.cooled(p, made["temperature"])) for g, p in found], alike=made["alike"])
 
 
 class Boxes(Balanced):
@@ -309,7 +317,7 @@ def train_rating2d(
         keras.losses.MeanSquaredError() if squared else keras.losses.CategoricalCrossentropy(),
         schedule,
         out=out,
-        figures=lambda m: image_and_subject(judged(m)),
+        figures=lambda m: settled(judged(m), enhanced=enhanced),
         architecture=architecture,
         calibrate=lambda m: calibrate_grades(judged(m), enhanced=enhanced),
         about=about,

@@ -71,6 +71,15 @@ def test_rules():
         rating2d.subject_grade(chances, "mean")
 
 
+def test_the_highest_of_unsure_images_is_not_too_high():
+    """Six images of grade 1, each of which says 2 with a probability of 0.3, or once of 0.51."""
+    chances = np.tile([0, 0.7, 0.3, 0, 0], (6, 1))
+    assert rating2d.subject_grade(chances, "highest", 0.3) == 1
+    assert rating2d.subject_grade(chances, "highest", 1.0) == 2, "independent images: one of them is, with 0.88"
+    chances[0] = [0, 0.49, 0.51, 0, 0]
+    assert chances.argmax(axis=1).max() == 2 and rating2d.subject_grade(chances, "highest", 0.2) == 1
+
+
 def test_probabilities_of_the_highest():
     chances = np.array([[0.5, 0.5, 0, 0, 0], [0.4, 0.0, 0.6, 0, 0]])
     np.testing.assert_allclose(rating2d.subject_chances(chances), [0.2, 0.2, 0.6, 0, 0])

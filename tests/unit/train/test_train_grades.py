@@ -142,6 +142,18 @@ def test_figures_of_known_answers():
     assert training.image_and_subject(wrong)["accuracy"] == 0
 
 
+def test_figures_are_of_calibrated_grades(rng):
+    """Six images of each subject err in the same way, so that the highest of them would be too high."""
+    found = []
+    for grade in np.repeat([1, 2, 3], 40):
+        chances = np.full((6, 5), 1e-3)
+        chances[:, grade], chances[:, grade + 1] = 0.65, 0.35
+        chances[rng.integers(6), [grade, grade + 1]] = 0.45, 0.55
+        found.append((np.full(6, grade), chances / chances.sum(axis=1, keepdims=True)))
+    assert training.image_and_subject(found)["accuracy"] < 0.1
+    assert training.settled(found, enhanced=True)["accuracy"] > 0.9
+
+
 def test_a_deeper_network_goes_on_from_a_shallow_one(rng):
     shallow, deep = (resnet152.build(depth, width=2, stride_z=1) for depth in (50, 101))
     seen = rng.random((4, 32, 32, 4, 1)).astype(np.float32)
