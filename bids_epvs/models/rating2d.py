@@ -220,7 +220,7 @@ def cooled(chances: np.ndarray, temperature: float) -> np.ndarray:
 
 WEIGHTS = Weights(
     file="rating2d.npz",
-    sha256="2bf3957c9647d2dfe3477c47cd74399a164662c7252f141600cbb984a923e277",
+    sha256="2d5c3cdcc8dbb1d7892fb85fc6f26f7214d567c25239a388c6a3f2a0dfe322e6",
     licence="Apache-2.0",
     trained_on="simulated T2w of twelve label maps (see rating2d.json beside the weights)",
 )
