@@ -183,8 +183,8 @@ def figures(name: str, found: Rated, thick: np.ndarray, alike: float | None = No
         truth = np.array([g.max() for g, _ in own])
         images = np.concatenate([g for g, _ in own]) == np.concatenate([p.argmax(axis=1) for _, p in own])
         row: dict[str, Any] = {"method": name, "part": part, "n": len(own), "accuracy_images": images.mean()}
+        sure = [p if alike else np.eye(rating2d.GRADES)[p.argmax(axis=1)] for _, p in own]
         for rule in ("highest", "majority"):
-            sure = [p if alike else np.eye(rating2d.GRADES)[p.argmax(axis=1)] for _, p in own]
             said = np.array([rating2d.subject_grade(p, rule, alike or 1.0) for p in sure])
             right = classification.proportion(int((said == truth).sum()), len(own))
             row |= {f"{rule}_accuracy": right.value, f"{rule}_low": right.low, f"{rule}_high": right.high}
@@ -249,6 +249,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--subjects", nargs="+", default=["05", "20"])
     parser.add_argument("--scenes", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=777, help="of the scenes")
     parser.add_argument("--rating2d", type=Path, help="other weights than the packaged ones")
     parser.add_argument("--plain", type=Path, help="weights trained with --no-haar")
     parser.add_argument("--squared", type=Path, help="weights trained with --squared")
@@ -257,7 +258,7 @@ def main() -> None:
     parser.add_argument("--clever", type=int, default=6, metavar="N", help="scans with a CLEVER score")
     args = parser.parse_args()
     heads = tuple(args.labelmaps / f"sub-{s}_dseg.nii.gz" for s in args.subjects)
-    grades.generate(heads, args.out / "examples", number=args.scenes, seed=777)
+    grades.generate(heads, args.out / "examples", number=args.scenes, seed=args.seed)
     files = sorted((args.out / "examples").glob("example-*.npz"))
     thick = np.array([np.load(path)["spacing"][2] > 1.5 for path in files])
     pd.set_option("display.width", 220, "display.max_columns", 40)
